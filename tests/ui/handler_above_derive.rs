@@ -1,0 +1,20 @@
+use serde::{Deserialize, Serialize};
+use steadfast::prelude::*;
+
+#[derive(Serialize, Deserialize, Message)]
+struct OrderPlaced {
+    id: u64,
+    customer: String,
+}
+
+#[handler(OrderPlaced)]
+#[derive(Handler)]
+struct Billing;
+
+impl Handle<OrderPlaced> for Billing {
+    async fn handle(&self, _: OrderPlaced, _: &Context) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+fn main() {}

@@ -1,0 +1,25 @@
+use serde::{Deserialize, Serialize};
+use steadfast::prelude::*;
+
+#[derive(Serialize, Deserialize, Message)]
+struct OrderPlaced {
+    id: u64,
+    customer: String,
+}
+
+#[derive(Serialize, Deserialize, Message)]
+struct OrderCancelled {
+    id: u64,
+}
+
+#[derive(Handler)]
+#[handler(OrderPlaced, OrderCancelled)]
+struct Billing;
+
+impl Handle<OrderPlaced> for Billing {
+    async fn handle(&self, _: OrderPlaced, _: &Context) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+fn main() {}
