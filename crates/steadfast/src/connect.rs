@@ -11,6 +11,7 @@ use steadfast_core::{Broker, ConnectError, ConnectErrorKind};
 /// | `amqp://user:password@host:5672/vhost`, `amqps://…` (feature `tls`) | RabbitMQ |
 /// | `redis://host:6379/0`, `rediss://…` (feature `tls`) | Redis Streams, Valkey |
 /// | `redis+sentinel://host:26379,host:26379/master`, `rediss+sentinel://…` (feature `tls`) | the master, as the sentinels have it |
+/// | `redis+cluster://host:6379,host:6379`, `rediss+cluster://…` (feature `tls`) | a cluster, met at any of its nodes |
 /// | `embedded:`, `embedded:name` | a broker in this process, private or shared by name |
 ///
 /// A broker that is not there is an error here. A service that starts before its broker wants [`connect_lazy`].
@@ -26,13 +27,11 @@ use steadfast_core::{Broker, ConnectError, ConnectErrorKind};
 /// # Ok(()) }
 /// ```
 pub async fn connect(url: &str) -> Result<Arc<dyn Broker>, ConnectError> {
-    match scheme(url) {
+    match family(url) {
         #[cfg(feature = "amqp")]
         "amqp" | "amqps" => Ok(steadfast_amqp::connect(url).await?),
         #[cfg(feature = "streams")]
-        "redis" | "rediss" | "redis+sentinel" | "rediss+sentinel" => {
-            Ok(steadfast_streams::connect(url).await?)
-        }
+        "redis" | "rediss" => Ok(steadfast_streams::connect(url).await?),
         other => local(other, url),
     }
 }
@@ -40,19 +39,18 @@ pub async fn connect(url: &str) -> Result<Arc<dyn Broker>, ConnectError> {
 /// The same without waiting for the broker: only the URL is checked. Consumers connect as they are supervised, and go on
 /// trying for as long as the broker is away.
 pub fn connect_lazy(url: &str) -> Result<Arc<dyn Broker>, ConnectError> {
-    match scheme(url) {
+    match family(url) {
         #[cfg(feature = "amqp")]
         "amqp" | "amqps" => Ok(steadfast_amqp::connect_lazy(url)?),
         #[cfg(feature = "streams")]
-        "redis" | "rediss" | "redis+sentinel" | "rediss+sentinel" => {
-            Ok(steadfast_streams::connect_lazy(url)?)
-        }
+        "redis" | "rediss" => Ok(steadfast_streams::connect_lazy(url)?),
         other => local(other, url),
     }
 }
 
-fn scheme(url: &str) -> &str {
-    url.split(':').next().unwrap_or_default()
+/// The scheme without the way to the servers, which is `+sentinel` or `+cluster`.
+fn family(url: &str) -> &str {
+    url.split([':', '+']).next().unwrap_or_default()
 }
 
 fn local(scheme: &str, url: &str) -> Result<Arc<dyn Broker>, ConnectError> {
@@ -62,7 +60,7 @@ fn local(scheme: &str, url: &str) -> Result<Arc<dyn Broker>, ConnectError> {
     }
     let feature = match scheme {
         "amqp" | "amqps" => Some("amqp"),
-        "redis" | "rediss" | "redis+sentinel" | "rediss+sentinel" => Some("streams"),
+        "redis" | "rediss" => Some("streams"),
         "embedded" => Some("embedded"),
         _ => None,
     };
@@ -74,7 +72,7 @@ fn local(scheme: &str, url: &str) -> Result<Arc<dyn Broker>, ConnectError> {
         }
         None => {
             format!(
-                "connect to a broker: unknown scheme `{shown}`; use amqp(s)://, redis(s)://, redis(s)+sentinel:// or embedded:"
+                "connect to a broker: unknown scheme `{shown}`; use amqp(s)://, redis(s)://, redis(s)+sentinel://, redis(s)+cluster:// or embedded:"
             )
         }
     };

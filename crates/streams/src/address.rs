@@ -1,7 +1,8 @@
-//! Where the server is: at one address, or wherever the sentinels say that the master is now.
+//! Where the server is: at one address, wherever the sentinels say that the master is now, or on the nodes of a cluster.
 //!
 //! Reads URLs and opens single connections; keeps none.
 
+use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, io};
 
@@ -24,9 +25,17 @@ const SENTINEL_PORT: u16 = 26379;
 /// What a URL names.
 #[derive(Clone)]
 pub(crate) struct Address {
-    /// Credentials, database, protocol and TLS; the host too, unless sentinels know it.
+    /// Credentials, database, protocol and TLS; the host too, where there is only one.
     server: ConnectionInfo,
-    sentinels: Option<Sentinels>,
+    hosts: Hosts,
+}
+
+#[derive(Clone)]
+enum Hosts {
+    One,
+    Sentinels(Sentinels),
+    /// Some nodes of a cluster; they know the others.
+    Cluster(Vec<Place>),
 }
 
 #[derive(Clone)]
@@ -35,45 +44,42 @@ struct Sentinels {
     master: String,
 }
 
-/// Host and port, as a sentinel tells them.
-type Place = (String, u16);
+/// Host and port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
+    pub(crate) host: Arc<str>,
+    pub(crate) port: u16,
+}
 
 impl Address {
     /// Checks the URL; opens nothing.
     pub(crate) fn of(options: &Options) -> Result<Self, ConnectError> {
         let (scheme, rest) = options.url.split_once("://").unwrap_or((options.url.as_str(), ""));
-        let (plain, by_sentinel) =
-            scheme.strip_suffix("+sentinel").map_or((scheme, false), |plain| (plain, true));
+        let (plain, way) = scheme.split_once('+').unwrap_or((scheme, ""));
         match plain {
             "redis" | "valkey" => {}
             "rediss" | "valkeys" if cfg!(feature = "tls") => install_crypto(),
             "rediss" | "valkeys" => {
+                let (without, way) = (&plain[..plain.len() - 1], &scheme[plain.len()..]);
                 return Err(invalid(format!(
                     "connect by `{scheme}://`: this program was built without TLS; turn on the feature `tls` of \
-                     steadfast, or go without it by `{}`",
-                    if by_sentinel { "redis+sentinel://" } else { "redis://" }
+                     steadfast, or go without it by `{without}{way}://`"
                 )));
             }
-            _ => {
-                return Err(invalid(
-                    "connect to Redis: the URL must begin with redis://, rediss://, redis+sentinel:// or \
-                     rediss+sentinel://",
-                ));
-            }
+            _ => return Err(unknown_scheme()),
         }
-        if by_sentinel {
-            return Self::by_sentinels(plain, rest, options);
+        match way {
+            "" => Ok(Self { server: parse(&options.url, options)?, hosts: Hosts::One }),
+            "sentinel" => Self::by_sentinels(plain, rest, options),
+            "cluster" => Self::of_cluster(plain, rest, options),
+            _ => Err(unknown_scheme()),
         }
-        Ok(Self { server: parse(&options.url, options)?, sentinels: None })
     }
 
     /// `[user[:password]@]host[:port],…/master[/database][?…]`: all but the hosts is the server's, not the sentinels'.
     fn by_sentinels(scheme: &str, rest: &str, options: &Options) -> Result<Self, ConnectError> {
-        let (path, query) =
-            rest.split_once('?').map_or((rest, String::new()), |(path, query)| (path, format!("?{query}")));
-        let (authority, path) = path.split_once('/').unwrap_or((path, ""));
+        let Parts { user, hosts, path, query } = Parts::of(rest);
         let (master, database) = path.split_once('/').unwrap_or((path, ""));
-        let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
         if master.is_empty() {
             return Err(invalid(
                 "connect to Redis by sentinels: the URL names no master; write it behind the hosts, as in \
@@ -86,7 +92,52 @@ impl Address {
             parse(&format!("{scheme}://{host}{port}"), options)
         };
         let nodes = hosts.split(',').map(node).collect::<Result<_, _>>()?;
-        Ok(Self { server, sentinels: Some(Sentinels { nodes, master: master.to_owned() }) })
+        Ok(Self { server, hosts: Hosts::Sentinels(Sentinels { nodes, master: master.to_owned() }) })
+    }
+
+    /// `[user[:password]@]host[:port],…[/0][?…]`
+    fn of_cluster(scheme: &str, rest: &str, options: &Options) -> Result<Self, ConnectError> {
+        let Parts { user, hosts, path, query } = Parts::of(rest);
+        if !matches!(path, "" | "0") {
+            return Err(invalid(
+                "connect to a Redis cluster: behind the hosts stands a database or more, and a cluster has only database 0; \
+                 write redis+cluster://host1,host2",
+            ));
+        }
+        let server = parse(&format!("{scheme}://{user}localhost/{query}"), options)?;
+        let node = |host: &str| {
+            let node = parse(&format!("{scheme}://{host}"), options)?;
+            match node.addr() {
+                ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                    Ok(Place { host: host.as_str().into(), port: *port })
+                }
+                _ => Err(invalid("connect to a Redis cluster: a node is named by host and port")),
+            }
+        };
+        let nodes = hosts.split(',').map(node).collect::<Result<_, _>>()?;
+        Ok(Self { server, hosts: Hosts::Cluster(nodes) })
+    }
+
+    /// The nodes of a cluster that the URL names; none where it names no cluster.
+    pub(crate) fn nodes(&self) -> Option<&[Place]> {
+        match &self.hosts {
+            Hosts::Cluster(nodes) => Some(nodes),
+            Hosts::One | Hosts::Sentinels(_) => None,
+        }
+    }
+
+    /// Opens a connection to this node. Takes `limit` at most.
+    pub(crate) async fn open_at(
+        &self,
+        place: &Place,
+        response_timeout: Duration,
+        limit: Duration,
+    ) -> Result<MultiplexedConnection, RedisError> {
+        connect(self.at(place), response_timeout, limit).await
+    }
+
+    fn at(&self, place: &Place) -> ConnectionInfo {
+        self.server.clone().set_addr(moved(self.server.addr(), place))
     }
 
     /// Opens a connection, with sentinels to a server that says that it is the master. Takes `limit` at most.
@@ -95,9 +146,10 @@ impl Address {
         response_timeout: Duration,
         limit: Duration,
     ) -> Result<MultiplexedConnection, RedisError> {
-        match &self.sentinels {
-            None => connect(self.server.clone(), response_timeout, limit).await,
-            Some(sentinels) => {
+        match &self.hosts {
+            Hosts::One => connect(self.server.clone(), response_timeout, limit).await,
+            Hosts::Cluster(_) => Err(io_error(io::ErrorKind::Unsupported, "a cluster is no single server")),
+            Hosts::Sentinels(sentinels) => {
                 tokio::time::timeout(limit, self.open_master(sentinels, response_timeout, limit))
                     .await
                     .unwrap_or_else(|_| {
@@ -134,8 +186,7 @@ impl Address {
             if tried.contains(&place) {
                 continue;
             }
-            let info = self.server.clone().set_addr(moved(self.server.addr(), &place));
-            match connect_to_master(info, response_timeout, step).await {
+            match connect_to_master(self.at(&place), response_timeout, step).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => failure = Some(error),
             }
@@ -151,8 +202,8 @@ impl Sentinels {
         let mut connection = connect(node.clone(), limit, limit).await?;
         let mut ask = cmd("SENTINEL");
         ask.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
-        let place: Option<Place> = ask.query_async(&mut connection).await?;
-        place.ok_or_else(|| {
+        let place: Option<(String, u16)> = ask.query_async(&mut connection).await?;
+        place.map(|(host, port)| Place { host: host.into(), port }).ok_or_else(|| {
             let detail = format!("the sentinel at {} knows no master `{}`", node.addr(), self.master);
             RedisError::from((ErrorKind::MasterNameNotFoundBySentinel, "unknown master", detail))
         })
@@ -163,11 +214,17 @@ impl Sentinels {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let database = self.server.redis_settings().db();
-        let Some(sentinels) = &self.sentinels else {
-            return write!(f, "{}/{database}", self.server.addr());
-        };
-        let nodes: Vec<String> = sentinels.nodes.iter().map(|node| node.addr().to_string()).collect();
-        write!(f, "{}/{}/{database} (by sentinels)", nodes.join(","), sentinels.master)
+        match &self.hosts {
+            Hosts::One => write!(f, "{}/{database}", self.server.addr()),
+            Hosts::Sentinels(Sentinels { nodes, master }) => {
+                let nodes: Vec<String> = nodes.iter().map(|node| node.addr().to_string()).collect();
+                write!(f, "{}/{master}/{database} (by sentinels)", nodes.join(","))
+            }
+            Hosts::Cluster(nodes) => {
+                let nodes: Vec<String> = nodes.iter().map(Place::to_string).collect();
+                write!(f, "{} (a cluster)", nodes.join(","))
+            }
+        }
     }
 }
 
@@ -200,17 +257,42 @@ async fn connect_to_master(
     }
 }
 
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// What stands behind the scheme of a URL that names several hosts.
+struct Parts<'a> {
+    /// With the `@` behind it.
+    user: &'a str,
+    hosts: &'a str,
+    path: &'a str,
+    /// With the `?` before it.
+    query: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    fn of(rest: &'a str) -> Self {
+        let (path, query) = rest.split_at(rest.find('?').unwrap_or(rest.len()));
+        let (authority, path) = path.split_once('/').unwrap_or((path, ""));
+        let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+        Self { user, hosts, path, query }
+    }
+}
+
 /// The same kind of address elsewhere.
-fn moved(from: &ConnectionAddr, (host, port): &Place) -> ConnectionAddr {
+fn moved(from: &ConnectionAddr, Place { host, port }: &Place) -> ConnectionAddr {
     match from {
         ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
-            host: host.clone(),
+            host: host.to_string(),
             port: *port,
             insecure: *insecure,
             tls_params: tls_params.clone(),
         },
-        // not ours, and a sentinel names nothing but host and port
-        _ => ConnectionAddr::Tcp(host.clone(), *port),
+        // not ours, and nobody names anything but host and port
+        _ => ConnectionAddr::Tcp(host.to_string(), *port),
     }
 }
 
@@ -258,11 +340,18 @@ fn has_port(host: &str) -> bool {
     host.rsplit_once(']').map_or(host, |(_, after)| after).contains(':')
 }
 
+fn unknown_scheme() -> ConnectError {
+    invalid(
+        "connect to Redis: the URL must begin with redis:// or rediss://, or with redis+sentinel://, rediss+sentinel://, \
+         redis+cluster:// or rediss+cluster://",
+    )
+}
+
 fn invalid(what: impl Into<String>) -> ConnectError {
     ConnectError::new(ConnectErrorKind::InvalidUrl, what.into())
 }
 
-fn io_error(kind: io::ErrorKind, what: &'static str) -> RedisError {
+pub(crate) fn io_error(kind: io::ErrorKind, what: &'static str) -> RedisError {
     io::Error::new(kind, what).into()
 }
 
@@ -289,10 +378,23 @@ mod tests {
         assert_eq!(address.to_string(), "one:26379,two:7000,::1:26379/orders/3 (by sentinels)");
         let settings = address.server.redis_settings();
         assert_eq!((settings.username(), settings.password()), (Some("app"), Some("s3@cret")));
-        let sentinels = address.sentinels.expect("by sentinels");
+        let Hosts::Sentinels(sentinels) = address.hosts else { panic!("by sentinels") };
         for node in &sentinels.nodes {
             assert_eq!((node.redis_settings().password(), node.redis_settings().db()), (None, 0));
         }
+    }
+
+    #[test]
+    fn a_cluster_is_met_at_any_of_its_nodes() {
+        let address = of("redis+cluster://app:s3%40cret@one,two:7000,[::1]?protocol=resp3").expect("valid");
+        assert_eq!(address.to_string(), "one:6379,two:7000,::1:6379 (a cluster)");
+        let nodes = address.nodes().expect("a cluster");
+        assert_eq!(nodes.len(), 3);
+        let node = address.at(&nodes[1]);
+        assert_eq!(node.addr(), &ConnectionAddr::Tcp("two".into(), 7000));
+        let settings = node.redis_settings();
+        assert_eq!((settings.username(), settings.password()), (Some("app"), Some("s3@cret")));
+        assert!(of("redis+cluster://one/0").is_ok() && of("redis://one").expect("valid").nodes().is_none());
     }
 
     #[test]
@@ -303,6 +405,10 @@ mod tests {
             ("redis+sentinel://u:hunter2@one,,two/m", "not valid"),
             ("redis+sentinel://u:hunter2@one/m/x", "not valid"),
             ("http+sentinel://u:hunter2@one/m", "redis+sentinel://"),
+            ("redis+ring://u:hunter2@one", "redis+cluster://"),
+            ("redis+cluster://u:hunter2@one,,two", "not valid"),
+            ("redis+cluster://u:hunter2@one:70000", "not valid"),
+            ("redis+cluster://u:hunter2@one/3", "only database 0"),
             ("hunter2", "redis://"),
         ] {
             let error = of(url).map(drop).expect_err(url);
@@ -316,10 +422,10 @@ mod tests {
     #[test]
     fn the_master_that_a_sentinel_names_is_met_by_tls_too() {
         let address = of("rediss+sentinel://one/m").expect("valid");
-        let place = ("cache.example".to_owned(), 7);
+        let place = Place { host: "cache.example".into(), port: 7 };
         let moved = moved(address.server.addr(), &place);
         assert!(
-            matches!(&moved, ConnectionAddr::TcpTls { host, port: 7, .. } if *host == place.0),
+            matches!(&moved, ConnectionAddr::TcpTls { host, port: 7, .. } if **host == *place.host),
             "{moved:?}"
         );
     }

@@ -55,9 +55,9 @@ pub fn connect_lazy(url: &str) -> Result<Arc<Streams>, ConnectError> {
     Streams::new(Options::new(url)).map(Arc::new)
 }
 
-/// A Redis or Valkey server.
+/// A Redis or Valkey server, or a cluster of them.
 ///
-/// Holds one connection for commands and one for publishing; every subscription has one of its own for reading. All are
+/// Holds one connection for commands and one for publishing (to each node of a cluster); every subscription has one of its own for reading. All are
 /// driven by a thread of their own. A lost one is opened again by the next call that needs it, except a subscription's.
 pub struct Streams {
     server: Arc<Server>,
@@ -87,18 +87,26 @@ impl Streams {
     /// Asks who is there.
     async fn greet(&self) -> Result<(), ConnectError> {
         let what = || format!("connect to Redis at {}", self.server.address);
-        self.commands.get().await.map_err(|error| error::connect(&what(), error))?;
-        match self.commands.query::<String>(cmd("INFO").arg("server")).await {
-            Ok(info) => _ = self.capabilities.set(capabilities(&product(&info))),
+        self.commands.check().await.map_err(|error| error::connect(&what(), error))?;
+        match self.commands.ask::<String>(cmd("INFO").arg("server")).await {
+            Ok(info) => _ = self.capabilities.set(capabilities(&self.named(&product(&info)))),
             // not everybody may ask
             Err(error)
                 if error::trouble(&error) == error::Trouble::Refused && error.code() == Some("NOPERM") =>
             {
-                _ = self.capabilities.set(capabilities("Redis (version not told)"));
+                _ = self.capabilities.set(capabilities(&self.named("Redis (version not told)")));
             }
             Err(error) => return Err(error::connect(&what(), error)),
         }
         Ok(())
+    }
+
+    /// A server, or a cluster of them.
+    fn named(&self, product: &str) -> String {
+        match self.server.nodes() {
+            Some(nodes) => format!("{product}, a cluster of {nodes} nodes"),
+            None => product.to_owned(),
+        }
     }
 
     /// Asks later, if nobody could be asked yet.
@@ -203,11 +211,11 @@ impl Broker for Streams {
         })
     }
 
-    /// The connection for commands, asked once a second by `PING`.
+    /// The connection for commands, asked once a second by `PING`. Of a cluster it is lost when no node answers.
     fn connection(&self) -> BoxFuture<'_, Result<BoxFuture<'static, ConnectError>, ConnectError>> {
         Box::pin(async move {
             let what = format!("connect to Redis at {}", self.server.address);
-            self.commands.get().await.map_err(|error| error::connect(&what, error))?;
+            self.commands.check().await.map_err(|error| error::connect(&what, error))?;
             let line = Arc::clone(&self.commands);
             let lost = async move {
                 loop {

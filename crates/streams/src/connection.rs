@@ -1,31 +1,38 @@
-//! Connections: opening them on our own runtime, and [`Line`]s, which open again when their connection is lost.
+//! Connections: opening them on our own runtime, each to the server that has the key. A [`Line`] is shared by many callers, a
+//! [`Link`] has one.
 //!
-//! Knows deadlines, and nothing of streams.
+//! Knows deadlines and redirections, and nothing of streams.
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, Script, cmd};
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, Script, Value, cmd};
 use steadfast_core::ConnectError;
 
-use crate::address::Address;
-use crate::error::{Trouble, trouble};
+use crate::address::{Address, Place, io_error};
+use crate::cluster::{Cluster, Next};
 use crate::names::Owners;
 use crate::options::Options;
 use crate::resume::Resume;
 use crate::runtime;
+use crate::wire::{Call, Failure, Wire, evaluate};
 
-/// The server that all connections of one [`Streams`](crate::Streams) go to.
+/// For commands without a key.
+const NO_KEY: &str = "";
+
+/// The server, or the cluster, that all connections of one [`Streams`](crate::Streams) go to.
 pub(crate) struct Server {
     place: Address,
-    /// `host:port/database`, or the sentinels and the master's name, which may be shown to anyone.
+    /// `host:port/database`, the sentinels and the master's name, or nodes of a cluster, which may be shown to anyone.
     pub(crate) address: String,
     pub(crate) options: Options,
     pub(crate) resume: Resume,
     pub(crate) owners: Arc<Owners>,
+    cluster: Option<Cluster>,
     closed: AtomicBool,
 }
 
@@ -35,6 +42,7 @@ impl Server {
         let place = Address::of(&options)?;
         Ok(Self {
             address: place.to_string(),
+            cluster: place.nodes().map(|nodes| Cluster::new(place.clone(), nodes, options.connect_timeout)),
             place,
             options,
             resume: Resume::default(),
@@ -43,15 +51,62 @@ impl Server {
         })
     }
 
-    /// Opens one more connection, on which a command may take `response_timeout`.
-    pub(crate) async fn open(&self, response_timeout: Duration) -> Result<MultiplexedConnection, RedisError> {
+    /// Opens one more connection, to this node of a cluster or to the one server.
+    pub(crate) async fn connect(
+        &self,
+        node: Option<&Place>,
+        response_timeout: Duration,
+    ) -> Result<MultiplexedConnection, RedisError> {
         if self.is_closed() {
             let closed = io::Error::new(io::ErrorKind::NotConnected, "this broker was closed");
             return Err(closed.into());
         }
-        let (place, limit) = (self.place.clone(), self.options.connect_timeout);
+        let (place, node, limit) = (self.place.clone(), node.cloned(), self.options.connect_timeout);
         // the connection's driver is spawned where it is opened
-        runtime::run(async move { place.open(response_timeout, limit).await }).await?
+        runtime::run(async move {
+            match node {
+                Some(node) => place.open_at(&node, response_timeout, limit).await,
+                None => place.open(response_timeout, limit).await,
+            }
+        })
+        .await?
+    }
+
+    /// Opens a connection for one user, to where this key is.
+    pub(crate) async fn link(&self, key: &str, response_timeout: Duration) -> Result<Link, RedisError> {
+        let Some(cluster) = &self.cluster else {
+            let connection = self.connect(None, response_timeout).await?;
+            return Ok(Link { connection, node: None, asking: false });
+        };
+        let (mut node, mut asking) = cluster.reader_node(key).await?;
+        let mut opened = self.connect(Some(&node), response_timeout).await;
+        if opened.is_err()
+            && let Some(other) = cluster.instead_of(&node, key).await
+        {
+            (node, asking) = (other, false);
+            opened = self.connect(Some(&node), response_timeout).await;
+        }
+        Ok(Link { connection: opened?, node: Some(node), asking })
+    }
+
+    /// Whether these keys can be in one command.
+    pub(crate) fn are_together(&self, one: &str, other: &str) -> bool {
+        self.cluster.is_none() || Cluster::are_together(one, other)
+    }
+
+    /// How many nodes a cluster has; none where this is one server.
+    pub(crate) fn nodes(&self) -> Option<usize> {
+        self.cluster.as_ref().map(Cluster::size)
+    }
+
+    /// Keeps what an error says about where a key is. On a [`Link`] it is the end: another leads to where the key went.
+    pub(crate) fn learn(&self, error: RedisError) -> RedisError {
+        match self.cluster.as_ref().and_then(|cluster| cluster.learn(&error)) {
+            Some(_) => {
+                io_error(io::ErrorKind::ConnectionReset, "the key went to another node of the cluster")
+            }
+            None => error,
+        }
     }
 
     pub(crate) fn close(&self) {
@@ -63,105 +118,32 @@ impl Server {
     }
 }
 
-/// One shared connection that is opened by the first call that needs it, and again by the next after it is lost.
+/// Connections that many share: one, or one to each node of a cluster. Commands go to the node that has their key.
 pub(crate) struct Line {
     server: Arc<Server>,
     response_timeout: Duration,
-    state: Mutex<LineState>,
-    opening: tokio::sync::Mutex<()>,
-}
-
-#[derive(Default)]
-struct LineState {
-    current: Option<Held>,
-    /// When the last attempt to open failed, and how.
-    failure: Option<(Instant, RedisError)>,
-}
-
-#[derive(Clone)]
-struct Held {
-    connection: MultiplexedConnection,
-    number: u64,
-    used: Instant,
-}
-
-/// A connection that was idle for this long is asked whether it still stands before anything is sent whose fate would be
-/// unknown otherwise.
-const IDLE: Duration = Duration::from_secs(2);
-
-/// A connection on loan; its number says which one was lost.
-pub(crate) struct Loan {
-    pub(crate) connection: MultiplexedConnection,
-    number: u64,
+    /// Where there is no cluster.
+    only: Wire,
+    nodes: Mutex<HashMap<Place, Arc<Wire>>>,
 }
 
 impl Line {
     pub(crate) fn new(server: Arc<Server>, response_timeout: Duration) -> Self {
-        let (state, opening) = (Mutex::default(), tokio::sync::Mutex::new(()));
-        Self { server, response_timeout, state, opening }
+        let only = Wire::new(Arc::clone(&server), None, response_timeout);
+        Self { server, response_timeout, only, nodes: Mutex::default() }
     }
 
-    /// The connection there is, or a new one.
-    pub(crate) async fn get(&self) -> Result<Loan, RedisError> {
-        let asked = Instant::now();
-        if let Some(held) = self.fresh() {
-            return Ok(held.into());
-        }
-        // one asks or opens, the others wait for what it gets, be it an error
-        let _opening = self.opening.lock().await;
-        if let Some(held) = self.fresh() {
-            return Ok(held.into());
-        }
-        if let Some((_, error)) = self.lock().failure.as_ref().filter(|(at, _)| *at >= asked) {
-            return Err(error.clone());
-        }
-        if let Some(held) = self.still_stands().await {
-            return Ok(held.into());
-        }
-        let opened = self.server.open(self.response_timeout).await;
-        let mut state = self.lock();
-        match opened {
-            Ok(connection) => {
-                let held = Held { connection, number: next_number(), used: Instant::now() };
-                (state.current, state.failure) = (Some(held.clone()), None);
-                Ok(held.into())
-            }
-            Err(error) => {
-                (state.current, state.failure) = (None, Some((Instant::now(), error.clone())));
-                Err(error)
-            }
-        }
-    }
-
-    /// Whether there is a connection that answers, be it a new one.
+    /// Whether the server answers, or any node of the cluster.
     pub(crate) async fn check(&self) -> Result<(), RedisError> {
-        let stands = {
-            let _opening = self.opening.lock().await;
-            self.still_stands().await.is_some()
-        };
-        if stands { Ok(()) } else { self.get().await.map(drop) }
-    }
-
-    /// The connection, if it was used a moment ago.
-    fn fresh(&self) -> Option<Held> {
-        let now = Instant::now();
-        let mut state = self.lock();
-        let held = state.current.as_mut().filter(|held| now.duration_since(held.used) < IDLE)?;
-        held.used = now;
-        Some(held.clone())
-    }
-
-    /// The connection, if it answers.
-    async fn still_stands(&self) -> Option<Held> {
-        let mut held = self.lock().current.clone()?;
-        let limit = self.server.options.connect_timeout;
-        let ping = cmd("PING");
-        let answer = tokio::time::timeout(limit, held.connection.send_packed_command(&ping)).await;
-        // an error reply is an answer
-        let stands = answer.is_ok_and(|answer| answer.is_ok());
-        held.used = Instant::now();
-        self.lock().current = stands.then(|| held.clone());
-        stands.then_some(held)
+        let Some(cluster) = &self.server.cluster else { return self.only.check().await };
+        let mut failure = None;
+        for node in cluster.nodes().await? {
+            match self.wire(&node).check().await {
+                Ok(()) => return Ok(()),
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.unwrap_or_else(|| io_error(io::ErrorKind::NotConnected, "the cluster has no nodes")))
     }
 
     /// What is known of lost groups.
@@ -169,93 +151,143 @@ impl Line {
         &self.server.resume
     }
 
-    /// Drops the connection after an error that leaves it useless or suspect. Others may have replaced it already.
-    pub(crate) fn failed(&self, number: u64, error: &RedisError) {
-        // a replica answers what it likes and does nothing: the master is elsewhere by now
-        let demoted = error.code() == Some("READONLY");
-        if demoted || matches!(trouble(error), Trouble::Cut | Trouble::Silent) {
-            let mut state = self.lock();
-            if state.current.as_ref().is_some_and(|held| held.number == number) {
-                state.current = None;
-            }
-        }
+    pub(crate) fn server(&self) -> &Server {
+        &self.server
     }
 
-    /// Runs one command.
-    pub(crate) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
-        let mut loan = self.get().await?;
-        let answer = command.query_async(&mut loan.connection).await;
-        self.checked(&loan, answer)
+    /// Runs one command on the server that has this key.
+    pub(crate) async fn query<T: FromRedisValue>(&self, key: &str, command: &Cmd) -> Result<T, RedisError> {
+        Ok(T::from_redis_value(self.run(key, command).await?)?)
     }
 
-    /// Runs a script by its hash; loads it first where the server does not have it (any more).
+    /// Runs one command that has no key.
+    pub(crate) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
+        self.query(NO_KEY, command).await
+    }
+
+    /// Runs one command on this node of a cluster, or on the one server.
+    pub(crate) async fn query_at<T: FromRedisValue>(
+        &self,
+        node: Option<&Place>,
+        command: &Cmd,
+    ) -> Result<T, RedisError> {
+        let call = Call { command, script: None };
+        let answer = match node {
+            Some(node) => self.wire(node).send(call, false).await,
+            None => self.only.send(call, false).await,
+        };
+        Ok(T::from_redis_value(answer?)?)
+    }
+
+    /// Runs a script. Its keys are on one server.
     pub(crate) async fn script<T: FromRedisValue>(
         &self,
         script: &Script,
         keys: &[&str],
         arguments: &[Vec<u8>],
     ) -> Result<T, RedisError> {
-        let mut loan = self.get().await?;
-        self.script_on(&mut loan, script, keys, arguments).await
+        Ok(T::from_redis_value(self.run_script(script, keys, arguments).await?)?)
     }
 
-    /// The same on a connection that is on loan already: whatever fails, it may have been run.
-    pub(crate) async fn script_on<T: FromRedisValue>(
+    /// The same, for those who need to know whether the server may have got it.
+    pub(crate) async fn run_script(
         &self,
-        loan: &mut Loan,
         script: &Script,
         keys: &[&str],
         arguments: &[Vec<u8>],
-    ) -> Result<T, RedisError> {
-        let answer = invoke(&mut loan.connection, script, keys, arguments).await;
-        self.checked(loan, answer)
+    ) -> Result<Value, Failure> {
+        let command = evaluate(script, keys, arguments);
+        let key = keys.first().copied().unwrap_or(NO_KEY);
+        self.send(key, Call { command: &command, script: Some(script) }).await
+    }
+
+    /// Runs one command, for those who need to know whether the server may have got it.
+    pub(crate) async fn run(&self, key: &str, command: &Cmd) -> Result<Value, Failure> {
+        self.send(key, Call { command, script: None }).await
+    }
+
+    async fn send(&self, key: &str, call: Call<'_>) -> Result<Value, Failure> {
+        let Some(cluster) = &self.server.cluster else { return self.only.send(call, false).await };
+        let mut course = cluster.course(key).await.map_err(Failure::unsent)?;
+        loop {
+            let sent = self.wire(&course.node).send(call, course.asking).await;
+            let Err(failure) = sent else { return sent };
+            match cluster.next(&mut course, &failure).await {
+                Next::Again => {}
+                Next::GiveUp => return Err(failure),
+                Next::Lost(error) => return Err(Failure::unsent(error)),
+            }
+        }
+    }
+
+    fn wire(&self, node: &Place) -> Arc<Wire> {
+        let mut nodes = self.lock();
+        if let Some(wire) = nodes.get(node) {
+            return Arc::clone(wire);
+        }
+        // nodes that are no more are forgotten when others come
+        nodes.retain(|known, _| self.server.cluster.as_ref().is_some_and(|cluster| cluster.knows(known)));
+        let wire = Arc::new(Wire::new(Arc::clone(&self.server), Some(node.clone()), self.response_timeout));
+        nodes.insert(node.clone(), Arc::clone(&wire));
+        wire
     }
 
     pub(crate) fn close(&self) {
-        self.lock().current = None;
+        self.only.close();
+        self.lock().drain().for_each(|(_, wire)| wire.close());
     }
 
-    fn checked<T>(&self, loan: &Loan, answer: Result<T, RedisError>) -> Result<T, RedisError> {
-        answer.inspect_err(|error| self.failed(loan.number, error))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, LineState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<Place, Arc<Wire>>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Loan {
-    pub(crate) fn number(&self) -> u64 {
-        self.number
+/// A connection with one user, to the server that has the user's key. It follows no redirection: what the user does there
+/// ends with the error, and a new link leads to where the key is by then.
+#[derive(Clone)]
+pub(crate) struct Link {
+    connection: MultiplexedConnection,
+    /// The node of a cluster.
+    node: Option<Place>,
+    /// The node does not have the key's slot yet, only the key.
+    asking: bool,
+}
+
+impl Link {
+    pub(crate) async fn send(&mut self, command: &Cmd) -> Result<Value, RedisError> {
+        Call { command, script: None }.send(&mut self.connection, self.asking).await
+    }
+
+    pub(crate) async fn invoke(
+        &mut self,
+        script: &Script,
+        keys: &[&str],
+        arguments: &[Vec<u8>],
+    ) -> Result<Value, RedisError> {
+        let command = evaluate(script, keys, arguments);
+        Call { command: &command, script: Some(script) }.send(&mut self.connection, self.asking).await
+    }
+
+    /// How to end a command that blocks on it, where the server tells.
+    pub(crate) async fn handle(&mut self) -> Option<Handle> {
+        let number = cmd("CLIENT").arg("ID").query_async(&mut self.connection).await.ok()?;
+        Some(Handle { number, node: self.node.clone() })
     }
 }
 
-impl From<Held> for Loan {
-    fn from(held: Held) -> Self {
-        Self { connection: held.connection, number: held.number }
-    }
+/// A [`Link`] as its server numbers it.
+pub(crate) struct Handle {
+    number: i64,
+    node: Option<Place>,
 }
 
-fn next_number() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
-/// Runs a script on this connection.
-pub(crate) async fn invoke<T: FromRedisValue>(
-    connection: &mut MultiplexedConnection,
-    script: &Script,
-    keys: &[&str],
-    arguments: &[Vec<u8>],
-) -> Result<T, RedisError> {
-    let mut call = script.prepare_invoke();
-    for key in keys {
-        call.key(*key);
+impl Handle {
+    /// Ends the command that blocks on it as if its time were over (`CLIENT UNBLOCK`).
+    pub(crate) async fn unblock(&self, line: &Line) -> Result<(), RedisError> {
+        let mut unblock = cmd("CLIENT");
+        unblock.arg("UNBLOCK").arg(self.number).arg("TIMEOUT");
+        line.query_at::<i64>(self.node.as_ref(), &unblock).await.map(drop)
     }
-    for argument in arguments {
-        call.arg(argument.as_slice());
-    }
-    call.invoke_async(connection).await
 }
 
 /// An answer that is not of the shape it must have.

@@ -26,8 +26,10 @@ pub(crate) enum Trouble {
     Missing,
     /// The key holds something that is not a stream.
     WrongType,
-    /// The key lives on another node.
-    Cluster,
+    /// The key is on another node of a cluster.
+    Elsewhere,
+    /// The keys of one command are on several nodes of a cluster.
+    Split,
     /// Anything else that the server or the client said.
     Other,
 }
@@ -39,9 +41,8 @@ pub(crate) fn trouble(error: &RedisError) -> Trouble {
     match error.kind() {
         ErrorKind::Io | ErrorKind::Parse => Trouble::Cut,
         ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => Trouble::Refused,
-        ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot) => {
-            Trouble::Cluster
-        }
+        ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask) => Trouble::Elsewhere,
+        ErrorKind::Server(ServerErrorKind::CrossSlot) => Trouble::Split,
         // said to a blocked reader when its server becomes a replica; the stream is where it was
         _ if error.code() == Some("UNBLOCKED")
             && error.detail().is_some_and(|detail| detail.contains("instance state changed")) =>
@@ -74,7 +75,13 @@ fn by_code(code: &str) -> Trouble {
 /// `what` was tried; adds the server's one word for why not. All that it said is in the source.
 pub(crate) fn told(what: &str, error: &RedisError) -> String {
     match error.code() {
+        Some(code @ ("MOVED" | "ASK")) => {
+            format!(
+                "{what}: the server answered {code}: it is a node of a cluster; connect by redis+cluster://"
+            )
+        }
         Some(code) => format!("{what}: the server answered {code}"),
+        None if error.kind() == ErrorKind::InvalidClientConfig => format!("{what}: {error}"),
         None if error.is_timeout() => format!("{what}: no answer in time"),
         None => what.to_owned(),
     }
@@ -91,7 +98,8 @@ pub(crate) fn connect(what: &str, error: RedisError) -> ConnectError {
         | Trouble::Full
         | Trouble::Missing
         | Trouble::WrongType
-        | Trouble::Cluster => ConnectErrorKind::Unreachable,
+        | Trouble::Elsewhere
+        | Trouble::Split => ConnectErrorKind::Unreachable,
     };
     ConnectError::new(kind, told(what, &error)).with_source(error)
 }
@@ -105,7 +113,7 @@ pub(crate) fn subscribe(what: &str, error: RedisError, running: bool) -> Subscri
         Trouble::Refused | Trouble::Other => SubscribeErrorKind::Refused,
         Trouble::Missing => SubscribeErrorKind::NotFound,
         Trouble::WrongType => SubscribeErrorKind::Mismatch,
-        Trouble::Cluster => SubscribeErrorKind::Unsupported,
+        Trouble::Elsewhere | Trouble::Split => SubscribeErrorKind::Unsupported,
     };
     SubscribeError::new(kind, told(what, &error)).with_source(error)
 }
@@ -118,7 +126,7 @@ pub(crate) fn publish(what: &str, error: RedisError, sent: bool) -> PublishError
         Trouble::Away if error.code() == Some("LOADING") => PublishErrorKind::Unreachable,
         Trouble::Away | Trouble::Full | Trouble::Other => PublishErrorKind::Rejected,
         Trouble::Refused if !sent => PublishErrorKind::Unreachable,
-        Trouble::Refused | Trouble::Missing | Trouble::WrongType | Trouble::Cluster => {
+        Trouble::Refused | Trouble::Missing | Trouble::WrongType | Trouble::Elsewhere | Trouble::Split => {
             PublishErrorKind::Invalid
         }
     };
@@ -134,7 +142,8 @@ pub(crate) fn settle(what: &str, error: RedisError) -> SettleError {
         | Trouble::Full
         | Trouble::Refused
         | Trouble::WrongType
-        | Trouble::Cluster
+        | Trouble::Elsewhere
+        | Trouble::Split
         | Trouble::Other => SettleErrorKind::NotStored,
     };
     SettleError::new(kind, told(what, &error)).with_source(error)
@@ -145,7 +154,7 @@ pub(crate) fn stream(what: &str, error: RedisError) -> StreamError {
         Trouble::Cut | Trouble::Silent | Trouble::Away | Trouble::Full => StreamErrorKind::Unreachable,
         Trouble::Missing => StreamErrorKind::NotFound,
         Trouble::WrongType => StreamErrorKind::Mismatch,
-        Trouble::Refused | Trouble::Cluster | Trouble::Other => StreamErrorKind::Refused,
+        Trouble::Refused | Trouble::Elsewhere | Trouble::Split | Trouble::Other => StreamErrorKind::Refused,
     };
     StreamError { kind, what: told(what, &error), source: error.into() }
 }

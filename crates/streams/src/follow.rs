@@ -43,7 +43,11 @@ impl StreamOperator {
         })?;
         let mut unlink = cmd("UNLINK");
         unlink.arg(&*group.stream).arg(group.delay_key());
-        self.line.query::<u64>(&unlink).await.map(drop).map_err(|error| operating(&what, error))
+        self.line
+            .query::<u64>(&group.stream, &unlink)
+            .await
+            .map(drop)
+            .map_err(|error| operating(&what, error))
     }
 }
 
@@ -53,7 +57,7 @@ impl StreamFollow {
         loop {
             let mut range = cmd("XRANGE");
             range.arg(&*self.stream).arg(format!("({after}")).arg("+").arg("COUNT").arg(100);
-            let answer: Result<Value, RedisError> = self.line.query(&range).await;
+            let answer: Result<Value, RedisError> = self.line.query(&self.stream, &range).await;
             let entries = answer
                 .and_then(read_entries)
                 .map_err(|error| operating(&format!("follow stream `{}`", self.stream), error))?;

@@ -304,18 +304,26 @@ impl Group {
     pub(crate) async fn lag(&self, line: &Line) -> Option<u64> {
         let mut info = cmd("XINFO");
         info.arg("GROUPS").arg(&*self.stream);
-        let groups: StreamInfoGroupsReply = line.query(&info).await.ok()?;
+        let groups: StreamInfoGroupsReply = line.query(&self.stream, &info).await.ok()?;
         let group = groups.groups.into_iter().find(|group| *group.name == *self.name)?;
         group.lag.and_then(|lag| u64::try_from(lag).ok())
     }
 
     /// Makes sure that stream and group exist: `XGROUP CREATE … MKSTREAM`. One that exists already is as good.
     pub(crate) async fn declare(&self, line: &Line) -> Result<(), SubscribeError> {
+        if !line.server().are_together(&self.stream, &self.delay_key()) {
+            let what = format!(
+                "create the group: group `{}` of stream `{}`: the name has a brace that is not around a tag, so that in a \
+                 cluster the stream and its retries are on different nodes; take a name like `{{shop}}:orders`",
+                self.name, self.stream
+            );
+            return Err(SubscribeError::new(SubscribeErrorKind::Unsupported, what));
+        }
         let lost = line.resume().point(self);
         let start = lost.map_or(self.start, |Token(ms, sequence)| From::Id(ms, sequence));
         let mut create = cmd("XGROUP");
         create.arg("CREATE").arg(&*self.stream).arg(&*self.name).arg(start.to_string()).arg("MKSTREAM");
-        match line.query::<()>(&create).await {
+        match line.query::<()>(&self.stream, &create).await {
             Ok(()) if lost.is_some() => {
                 tracing::warn!(stream = %self.stream, group = %self.name, %start, "the group was lost and is made again");
             }
@@ -350,7 +358,7 @@ pub(crate) async fn check_dead_letters(line: &Line, destination: &Destination) -
         ));
     }
     let key = destination.name();
-    let kind: String = line.query(cmd("TYPE").arg(key)).await.map_err(|error| {
+    let kind: String = line.query(key, cmd("TYPE").arg(key)).await.map_err(|error| {
         error::subscribe(&format!("look at the dead-letter stream `{key}`"), error, false)
     })?;
     match kind.as_str() {

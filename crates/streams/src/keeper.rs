@@ -7,9 +7,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::{RedisError, cmd};
+use redis::RedisError;
 use steadfast_core::Token;
 
+use crate::connection::Handle;
 use crate::delay;
 use crate::housekeeping::Chores;
 use crate::names::{Lease, REAP, SIGN_OF_LIFE};
@@ -28,8 +29,8 @@ const CHUNK: usize = 500;
 
 pub(crate) struct Keeper {
     slot: Arc<Slot>,
-    /// The reader's connection, as the server numbers it, where it told.
-    reader: Option<i64>,
+    /// The reader's connection, where the server told how it numbers it.
+    reader: Option<Handle>,
     /// The consumer name's, where it is not this incarnation's own.
     lease: Option<Lease>,
     renew_at: Instant,
@@ -45,7 +46,7 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    pub(crate) fn new(slot: Arc<Slot>, reader: Option<i64>, lease: Option<Lease>) -> Self {
+    pub(crate) fn new(slot: Arc<Slot>, reader: Option<Handle>, lease: Option<Lease>) -> Self {
         let now = Instant::now();
         Self {
             renew_at: now + slot.group.min_idle / 3,
@@ -93,7 +94,7 @@ impl Keeper {
             self.unblock().await;
         }
         if !acks.is_empty() {
-            let sent = self.slot.line.query::<()>(&xack(&self.slot, &acks)).await;
+            let sent = self.slot.line.query::<()>(&self.slot.group.stream, &xack(&self.slot, &acks)).await;
             let failed = self.note("acknowledge", sent).is_none();
             self.slot.acks_sent(if failed { acks } else { Vec::new() });
         }
@@ -185,10 +186,8 @@ impl Keeper {
 
     /// Ends the reader's blocked read as if its time were over: it brings nothing, or what it has.
     async fn unblock(&mut self) {
-        let Some(reader) = self.reader else { return };
-        let mut unblock = cmd("CLIENT");
-        unblock.arg("UNBLOCK").arg(reader).arg("TIMEOUT");
-        if let Err(error) = self.slot.line.query::<i64>(&unblock).await {
+        let Some(reader) = &self.reader else { return };
+        if let Err(error) = reader.unblock(&self.slot.line).await {
             // the read ends by itself within its BLOCK
             tracing::debug!(%error, "the reader could not be unblocked");
         }

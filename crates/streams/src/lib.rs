@@ -29,11 +29,14 @@
 //! number of processes that divide the streams among themselves.
 //!
 //! # Cluster
-//! No redirect is followed: a node refuses a key that is another's with `MOVED`, and the error says so. All keys that belong to
-//! a stream share its hash slot but the dead-letter stream; `{orders}.dead` for the stream `orders` does.
+//! With `redis+cluster://` commands go to the node that has their key, and a subscription's reader is connected to the one that has
+//! its stream. Redirections are followed. All keys that belong to a stream share its hash slot but the dead-letter stream;
+//! `{orders}.dead` for the stream `orders` does. Where it does not, a dead letter is stored first and the original acknowledged
+//! then, in two steps.
 
 mod address;
 mod broker;
+mod cluster;
 mod connection;
 mod delay;
 mod error;
@@ -58,6 +61,7 @@ mod settle;
 mod slot;
 mod subscription;
 mod trim;
+mod wire;
 
 pub use broker::{Streams, connect, connect_lazy, connect_with};
 pub use error::{StreamError, StreamErrorKind};

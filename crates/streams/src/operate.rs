@@ -1,7 +1,8 @@
 //! The operator's side of Redis Streams: looking at a stream and its groups, and a walk through one.
 //!
 //! Everything here is read by `XRANGE` and `XINFO`, which change nothing. A letter is moved by one script, so that it is in
-//! one place whatever happens, and a second operator finds it gone.
+//! one place whatever happens, and a second operator finds it gone. Between two nodes of a cluster it is marked, copied and
+//! then deleted, so that at worst it is in both places.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,39 +18,75 @@ use steadfast_core::{
 
 use crate::connection::Line;
 use crate::error::{Trouble, told, trouble};
-use crate::group::Group;
+use crate::group::{Group, beside};
 use crate::headers::{BODY, GROUP, SOURCE_GROUP, pairs, receive};
 use crate::partition::{inspect_all, known_partitions};
-use crate::pending::{RELEASED, id, read_entries};
+use crate::pending::{RELEASED, id, read_entries, xadd};
+use crate::wire::Failure;
 
-/// KEYS: dead-letter stream, destination. ARGV: id, 1 to restore, how many fields to drop, their names, then pairs to set
-/// over the others.
+/// A letter's fields as they are to be at its destination, or nothing where it is gone.
 ///
-/// A restored letter goes back to the group that gave it up, and to no other.
-static FORWARD: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-local entry = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])
-if not entry[1] then return 0 end
-local first = 4 + tonumber(ARGV[3])
-local without, copy, group, source = {}, {}, nil, nil
-for i = 4, first - 1 do without[ARGV[i]] = true end
-for i = first, #ARGV, 2 do without[ARGV[i]] = true end
-local from = entry[1][2]
-for i = 1, #from, 2 do
-  if from[i] == 'steadfast-source-group' then group = from[i + 1] end
-  if from[i] == 'steadfast-source' then source = from[i + 1] end
-  if not without[from[i]] then
-    copy[#copy + 1], copy[#copy + 2] = from[i], from[i + 1]
+/// ARGV: id, destination, owner of the mark, 1 to restore, how many fields to drop, their names, then pairs to set over the
+/// others. A restored letter goes back to the group that gave it up, and to no other.
+const COPY: &str = r"
+local function copy_of()
+  local entry = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])
+  if not entry[1] then return nil end
+  local first = 6 + tonumber(ARGV[5])
+  local without, copy, group, source = {}, {}, nil, nil
+  for i = 6, first - 1 do without[ARGV[i]] = true end
+  for i = first, #ARGV, 2 do without[ARGV[i]] = true end
+  local from = entry[1][2]
+  for i = 1, #from, 2 do
+    if from[i] == 'steadfast-source-group' then group = from[i + 1] end
+    if from[i] == 'steadfast-source' then source = from[i + 1] end
+    if not without[from[i]] then
+      copy[#copy + 1], copy[#copy + 2] = from[i], from[i + 1]
+    end
   end
+  for i = first, #ARGV do copy[#copy + 1] = ARGV[i] end
+  if ARGV[4] == '1' and group and source == ARGV[2] then
+    copy[#copy + 1], copy[#copy + 2] = 'steadfast-group', group
+  end
+  return copy
 end
-for i = first, #ARGV do copy[#copy + 1] = ARGV[i] end
-if ARGV[2] == '1' and group and source == KEYS[2] then
-  copy[#copy + 1], copy[#copy + 2] = 'steadfast-group', group
-end
+";
+
+/// KEYS: dead-letter stream, destination. ARGV: as in [`COPY`].
+static FORWARD: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{COPY}{}",
+        r"
+local copy = copy_of()
+if not copy then return 0 end
 redis.call('XADD', KEYS[2], '*', unpack(copy))
 redis.call('XDEL', KEYS[1], ARGV[1])
-return 1",
+return 1"
+    ))
+});
+
+/// Marks a letter as on its way, for a minute, and returns its fields; 0 where it is gone, -1 where another has marked it.
+///
+/// KEYS: dead-letter stream, mark. ARGV: as in [`COPY`].
+static COPY_OUT: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{COPY}{}",
+        r"
+local owner = redis.call('GET', KEYS[2])
+if owner and owner ~= ARGV[3] then return -1 end
+local copy = copy_of()
+if not copy then return 0 end
+redis.call('SET', KEYS[2], ARGV[3], 'PX', 60000)
+return copy"
+    ))
+});
+
+/// KEYS: dead-letter stream, mark. ARGV: id.
+static DELETE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+redis.call('DEL', KEYS[2])
+return redis.call('XDEL', KEYS[1], ARGV[1])",
     )
 });
 
@@ -85,10 +122,10 @@ impl StreamOperator {
         let failed = |error| operating(&format!("look at stream `{stream}`"), error);
         let mut inspection = Inspection::new("stream", stream);
         let info: HashMap<String, Value> =
-            self.line.query(cmd("XINFO").arg("STREAM").arg(&**stream)).await.map_err(failed)?;
+            self.line.query(stream, cmd("XINFO").arg("STREAM").arg(&**stream)).await.map_err(failed)?;
         inspection.length = info.get("length").and_then(number);
         let groups: Vec<HashMap<String, Value>> =
-            self.line.query(cmd("XINFO").arg("GROUPS").arg(&**stream)).await.map_err(failed)?;
+            self.line.query(stream, cmd("XINFO").arg("GROUPS").arg(&**stream)).await.map_err(failed)?;
         for group in groups {
             inspection.groups.push(self.look_at_group(stream, &group).await.map_err(failed)?);
         }
@@ -101,7 +138,8 @@ impl StreamOperator {
             inspection.unsettled = Some(group.pending);
             inspection.consumers = Some(group.consumers.len() as u64);
         }
-        let delayed: u64 = self.line.query(cmd("ZCARD").arg(asked.delay_key())).await.map_err(failed)?;
+        let delayed = asked.delay_key();
+        let delayed: u64 = self.line.query(&delayed, cmd("ZCARD").arg(&delayed)).await.map_err(failed)?;
         inspection.delayed = Some(delayed);
         Ok(inspection)
     }
@@ -113,7 +151,7 @@ impl StreamOperator {
     ) -> Result<GroupInspection, RedisError> {
         let name = text(group.get("name"));
         let consumers: Vec<HashMap<String, Value>> =
-            self.line.query(cmd("XINFO").arg("CONSUMERS").arg(stream).arg(&name)).await?;
+            self.line.query(stream, cmd("XINFO").arg("CONSUMERS").arg(stream).arg(&name)).await?;
         let consumers = consumers.iter().map(|consumer| ConsumerInspection {
             name: text(consumer.get("name")),
             pending: consumer.get("pending").and_then(number).unwrap_or(0),
@@ -131,7 +169,7 @@ impl StreamOperator {
     async fn start(&self, stream: &str) -> Result<Arc<dyn Walk>, OperateError> {
         let failed = |error| operating(&format!("walk through stream `{stream}`"), error);
         let info: HashMap<String, Value> =
-            self.line.query(cmd("XINFO").arg("STREAM").arg(stream)).await.map_err(failed)?;
+            self.line.query(stream, cmd("XINFO").arg("STREAM").arg(stream)).await.map_err(failed)?;
         let last = text(info.get("last-generated-id"));
         Ok(Arc::new(StreamWalk {
             line: Arc::clone(&self.line),
@@ -140,6 +178,7 @@ impl StreamOperator {
             after: tokio::sync::Mutex::new("-".to_owned()),
             returned: tokio::sync::Mutex::new((format!("({last}"), 0)),
             last,
+            walker: uuid::Uuid::now_v7().to_string(),
         }))
     }
 
@@ -147,9 +186,13 @@ impl StreamOperator {
         let group = group(source)?;
         let mut list = cmd("XPENDING");
         list.arg(&*group.stream).arg(&*group.name).arg("-").arg("+").arg(limit);
-        let found: Vec<(String, String, u64, u64)> = self.line.query(&list).await.map_err(|error| {
-            operating(&format!("list what is pending in group `{}` of `{}`", group.name, group.stream), error)
-        })?;
+        let found: Vec<(String, String, u64, u64)> =
+            self.line.query(&group.stream, &list).await.map_err(|error| {
+                operating(
+                    &format!("list what is pending in group `{}` of `{}`", group.name, group.stream),
+                    error,
+                )
+            })?;
         let pending = |(id, consumer, idle_ms, deliveries)| Pending { id, consumer, idle_ms, deliveries };
         Ok(found.into_iter().map(pending).collect())
     }
@@ -227,6 +270,8 @@ struct StreamWalk {
     last: String,
     /// Where the next page begins.
     after: tokio::sync::Mutex<String>,
+    /// Who this is in the marks of letters on their way, unless a job says who it is.
+    walker: String,
     /// How far it was looked for what came back, and how many did.
     returned: tokio::sync::Mutex<(String, u64)>,
 }
@@ -244,7 +289,7 @@ impl StreamWalk {
     async fn range(&self, from: &str, to: &str, limit: usize) -> Result<Vec<Letter>, OperateError> {
         let mut range = cmd("XRANGE");
         range.arg(&*self.stream).arg(from).arg(to).arg("COUNT").arg(limit);
-        let answer: Result<Value, RedisError> = self.line.query(&range).await;
+        let answer: Result<Value, RedisError> = self.line.query(&self.stream, &range).await;
         let entries = answer
             .and_then(read_entries)
             .map_err(|error| operating(&format!("read stream `{}`", self.stream), error))?;
@@ -283,26 +328,65 @@ impl StreamWalk {
                 without.extend(fields.iter().map(|(name, _)| name.as_bytes()));
             }
         }
+        let to = forward.to.name();
+        let owner = forward.set.text(known::REDRIVE_JOB).ok().flatten().unwrap_or(&self.walker);
         let mut arguments = vec![
             id(letter.mark).into_bytes(),
+            to.as_bytes().to_vec(),
+            owner.as_bytes().to_vec(),
             u8::from(forward.restore).to_string().into_bytes(),
             without.len().to_string().into_bytes(),
         ];
         arguments.extend(without.into_iter().map(<[u8]>::to_vec));
         arguments.extend(over);
-        let moved: i64 = self
-            .line
-            .script(&FORWARD, &[&self.stream, forward.to.name()], &arguments)
-            .await
-            .map_err(|error| operating(&what, error))?;
+        if !self.line.server().are_together(&self.stream, to) {
+            return self.send_across(letter.mark, to, &arguments, &what).await;
+        }
+        let moved = self.line.script::<i64>(&FORWARD, &[&self.stream, to], &arguments).await;
+        let moved = moved.map_err(|error| operating(&what, error))?;
         Ok(if moved == 1 { Forwarded::Moved } else { Forwarded::Gone })
+    }
+
+    /// The same to another node. Once it is sent it may be there, whatever the answer.
+    async fn send_across(
+        &self,
+        mark: Token,
+        to: &str,
+        arguments: &[Vec<u8>],
+        what: &str,
+    ) -> Result<Forwarded, OperateError> {
+        let failed = |error| operating(what, error);
+        let on_its_way = beside(&self.stream, &format!("moving:{}", id(mark)));
+        let keys = [&*self.stream, &on_its_way];
+        let fields = match self.line.script(&COPY_OUT, &keys, arguments).await.map_err(failed)? {
+            Value::Int(0) => return Ok(Forwarded::Gone),
+            Value::Array(fields) => fields,
+            _ => {
+                let why = format!(
+                    "{what}: another operator is moving it; if that one is gone, try again in a minute"
+                );
+                return Err(OperateError::new(OperateErrorKind::NotStored, why));
+            }
+        };
+        let added = self.line.run(to, &xadd(to, fields).map_err(failed)?).await;
+        if let Err(Failure { error, sent }) = added {
+            let lost = sent && matches!(trouble(&error), Trouble::Cut | Trouble::Silent);
+            return Err(if lost {
+                let why = format!("{what}: it was sent, and the answer did not come");
+                OperateError::new(OperateErrorKind::Unknown, why).with_source(error)
+            } else {
+                failed(error)
+            });
+        }
+        let deleted: Result<i64, _> = self.line.script(&DELETE, &keys, &arguments[..1]).await;
+        Ok(if deleted.is_ok() { Forwarded::Moved } else { Forwarded::Copied })
     }
 
     async fn remove(&self, mark: Token) -> Result<bool, OperateError> {
         let removed: i64 =
-            self.line.query(cmd("XDEL").arg(&*self.stream).arg(id(mark))).await.map_err(|error| {
-                operating(&format!("delete {} of stream `{}`", id(mark), self.stream), error)
-            })?;
+            self.line.query(&self.stream, cmd("XDEL").arg(&*self.stream).arg(id(mark))).await.map_err(
+                |error| operating(&format!("delete {} of stream `{}`", id(mark), self.stream), error),
+            )?;
         Ok(removed == 1)
     }
 
@@ -322,8 +406,9 @@ impl Walk for StreamWalk {
         self.total
     }
 
+    /// In a cluster the destination may be on another node.
     fn atomic(&self) -> bool {
-        true
+        self.line.server().nodes().is_none()
     }
 
     fn next(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Letter>, OperateError>> {
@@ -402,7 +487,7 @@ fn text(value: Option<&Value>) -> String {
 
 /// ID of the last entry that was ever added to a stream.
 pub(crate) async fn last_id(line: &Line, stream: &str) -> Result<String, RedisError> {
-    let info: HashMap<String, Value> = line.query(cmd("XINFO").arg("STREAM").arg(stream)).await?;
+    let info: HashMap<String, Value> = line.query(stream, cmd("XINFO").arg("STREAM").arg(stream)).await?;
     Ok(text(info.get("last-generated-id")))
 }
 
@@ -411,7 +496,9 @@ pub(crate) fn operating(what: &str, error: RedisError) -> OperateError {
     let kind = match trouble(&error) {
         Trouble::Cut | Trouble::Silent | Trouble::Away => OperateErrorKind::Unreachable,
         Trouble::Missing => OperateErrorKind::NotFound,
-        Trouble::Full | Trouble::WrongType | Trouble::Cluster => OperateErrorKind::NotStored,
+        Trouble::Full | Trouble::WrongType | Trouble::Elsewhere | Trouble::Split => {
+            OperateErrorKind::NotStored
+        }
         Trouble::Other if error.to_string().contains("no such key") => OperateErrorKind::NotFound,
         Trouble::Refused | Trouble::Other => OperateErrorKind::Refused,
     };

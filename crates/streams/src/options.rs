@@ -18,6 +18,10 @@ use tokio::sync::Semaphore;
 /// database are the server's; the sentinels themselves are asked without a password. With `rediss+sentinel://` sentinels
 /// and servers are met by TLS.
 ///
+/// `redis+cluster://[user[:password]@]host[:port],host[:port]` meets a cluster at any of these nodes (default port 6379), asks them
+/// where each hash slot is (`CLUSTER SLOTS`), and follows the redirections of nodes that know better (`MOVED`, `ASK`). There is
+/// one connection for commands and one for publishing to each node. With `rediss+cluster://` all nodes are met by TLS.
+///
 /// ```
 /// use std::time::Duration;
 /// use steadfast_streams::Options;

@@ -4,7 +4,7 @@
 
 use std::sync::LazyLock;
 
-use redis::{RedisError, Script, Value};
+use redis::{Cmd, RedisError, Script, Value, cmd};
 use steadfast_core::Token;
 
 use crate::connection::odd_answer;
@@ -115,6 +115,17 @@ return released",
     )
 });
 
+/// One XADD of fields that a script gave back, names and values in turn.
+pub(crate) fn xadd(stream: &str, fields: Vec<Value>) -> Result<Cmd, RedisError> {
+    let mut add = cmd("XADD");
+    add.arg(stream).arg("*");
+    for field in fields {
+        let Value::BulkString(field) = field else { return Err(odd_answer("stream entry")) };
+        add.arg(field);
+    }
+    Ok(add)
+}
+
 /// The answer to XREADGROUP of one stream.
 pub(crate) fn read_answer(answer: Value) -> Result<Vec<Entry>, RedisError> {
     let entries = match answer {
@@ -198,5 +209,6 @@ mod tests {
             assert!(claim_answer(odd).is_err());
         }
         assert!(read_answer(Value::Nil).expect("nothing there").is_empty());
+        assert!(xadd("x", vec![Value::Int(1)]).is_err());
     }
 }

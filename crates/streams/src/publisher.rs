@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use redis::{Value, cmd};
+use redis::cmd;
 use steadfast_core::{Outgoing, PublishError, PublishErrorKind, Publisher};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -59,14 +59,9 @@ impl StreamPublisher {
             add.arg(name).arg(value);
         })?;
         let _permit = self.room(message).await?;
-        let unsent = |error| error::publish(&what(message, ""), error, false);
-        let mut loan = self.line.get().await.map_err(unsent)?;
-        let answer = loan.connection.send_packed_command(&add).await.and_then(Value::extract_error);
-        // it may have been stored: sending it again is for the caller to decide
-        answer.map(drop).map_err(|error| {
-            self.line.failed(loan.number(), &error);
-            error::publish(&what(message, ""), error, true)
-        })
+        // what was sent may have been stored: sending it again is for the caller to decide
+        let added = self.line.run(stream, &add).await;
+        added.map(drop).map_err(|failure| error::publish(&what(message, ""), failure.error, failure.sent))
     }
 
     /// Waits for room in the window.

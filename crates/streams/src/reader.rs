@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join;
-use redis::aio::MultiplexedConnection;
-use redis::{Cmd, RedisError, Value, cmd};
+use redis::{Cmd, RedisError, cmd};
 use steadfast_core::{Incoming, SubscribeErrorKind, Token};
 
-use crate::connection::invoke;
+use crate::connection::Link;
 use crate::error;
 use crate::group::millis;
 use crate::headers::receive;
@@ -24,7 +23,7 @@ const CLAIM_ROUNDS: usize = 10;
 
 pub(crate) struct Reader {
     slot: Arc<Slot>,
-    connection: MultiplexedConnection,
+    link: Link,
     /// Own pending entries after this one are still to be read; none: they all were.
     history: Option<Token>,
     claim_at: Instant,
@@ -33,11 +32,11 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    pub(crate) fn new(slot: Arc<Slot>, connection: MultiplexedConnection) -> Self {
+    pub(crate) fn new(slot: Arc<Slot>, link: Link) -> Self {
         // at once: what a drain gave back waits for whoever comes next
         let (history, claim_at) = (Some(Token(0, 0)), Instant::now());
         let pace = Pace::new(slot.group.rate, claim_at);
-        Self { slot, connection, history, claim_at, claim_cursor: b"0-0".to_vec(), pace }
+        Self { slot, link, history, claim_at, claim_cursor: b"0-0".to_vec(), pace }
     }
 
     /// Reads until it is told to stop, or until something goes wrong.
@@ -86,8 +85,8 @@ impl Reader {
             read.arg("BLOCK").arg(millis(self.slot.group.block.min(until_claim)));
         }
         read.arg("STREAMS").arg(&*self.slot.group.stream).arg(">");
-        let mut connection = self.connection.clone();
-        let read = connection.send_packed_command(&read);
+        let mut link = self.link.clone();
+        let read = link.send(&read);
         let (acked, answer) = if acks.is_empty() {
             (Ok(()), read.await)
         } else {
@@ -102,7 +101,7 @@ impl Reader {
     }
 
     async fn acknowledge(&self, acks: Vec<Token>) -> Result<(), RedisError> {
-        acknowledge(&self.slot, self.connection.clone(), acks).await
+        acknowledge(&self.slot, self.link.clone(), acks).await
     }
 
     /// What was delivered to this name before and never settled: it comes first.
@@ -110,7 +109,7 @@ impl Reader {
         let mut arguments = self.arguments();
         arguments.extend([id(after).into_bytes(), count.to_string().into_bytes()]);
         let stream = &*self.slot.group.stream;
-        let answer = invoke(&mut self.connection, &HISTORY, &[stream], &arguments).await?;
+        let answer = self.link.invoke(&HISTORY, &[stream], &arguments).await?;
         let read = claim_answer(answer)?;
         self.history = read.entries.last().map(|entry| entry.token);
         self.hand_over(read.entries, true);
@@ -129,7 +128,7 @@ impl Reader {
                 RELEASED.as_bytes().to_vec(),
             ]);
             let stream = &*self.slot.group.stream;
-            let answer = invoke(&mut self.connection, &CLAIM, &[stream], &arguments).await?;
+            let answer = self.link.invoke(&CLAIM, &[stream], &arguments).await?;
             let Claimed { cursor, entries, trimmed } = claim_answer(answer)?;
             self.claim_cursor = cursor;
             if trimmed > 0 {
@@ -204,7 +203,7 @@ impl Reader {
 pub(crate) fn fail(slot: &Slot, error: RedisError) {
     let group = &slot.group;
     let what = format!("read group `{}` of stream `{}`", group.name, group.stream);
-    let error = error::subscribe(&what, error, true);
+    let error = error::subscribe(&what, slot.line.server().learn(error), true);
     if error.kind() == SubscribeErrorKind::NotFound
         && let Some(last) = slot.settled_up_to()
     {
@@ -214,16 +213,12 @@ pub(crate) fn fail(slot: &Slot, error: RedisError) {
 }
 
 /// Sends acknowledgements by the reader's connection. Those that fail the keeper sends again, by the other one.
-pub(crate) async fn acknowledge(
-    slot: &Slot,
-    mut connection: MultiplexedConnection,
-    acks: Vec<Token>,
-) -> Result<(), RedisError> {
+pub(crate) async fn acknowledge(slot: &Slot, mut link: Link, acks: Vec<Token>) -> Result<(), RedisError> {
     if acks.is_empty() {
         return Ok(());
     }
     let command = xack(slot, &acks);
-    let answer = connection.send_packed_command(&command).await.and_then(Value::extract_error);
+    let answer = link.send(&command).await;
     slot.acks_sent(if answer.is_ok() { Vec::new() } else { acks });
     answer.map(drop)
 }

@@ -78,8 +78,7 @@ impl Streams {
             .map(|text| text.as_bytes().to_vec())
             .into();
         fields(&message, |name, value| arguments.extend([name.as_bytes().to_vec(), value.to_vec()]))?;
-        let mut loan = line.get().await.map_err(|error| error::publish(&what(&message, ""), error, false))?;
-        let stored = line.script_on(&mut loan, &SCHEDULE, &[&set], &arguments).await;
-        stored.map(|_: i64| ()).map_err(|error| error::publish(&what(&message, ""), error, true))
+        let stored = line.run_script(&SCHEDULE, &[&set], &arguments).await;
+        stored.map(drop).map_err(|failure| error::publish(&what(&message, ""), failure.error, failure.sent))
     }
 }

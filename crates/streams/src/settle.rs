@@ -7,13 +7,14 @@ use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::future::BoxFuture;
-use redis::{RedisError, Script};
+use redis::{RedisError, Script, Value};
 use steadfast_core::{DeadLetter, Incoming, Requeue, SettleError, SettleErrorKind, Settler, Token};
 
+use crate::connection::odd_answer;
 use crate::error;
 use crate::group::millis;
 use crate::headers::{GROUP, SOURCE_GROUP, again, pairs};
-use crate::pending::id;
+use crate::pending::{id, xadd};
 use crate::runtime;
 use crate::slot::Slot;
 
@@ -81,6 +82,32 @@ if not ours() then return 0 end
 local copy = copy_of(4)
 if not copy then return -1 end
 redis.call('XADD', KEYS[2], '*', unpack(copy.fields))
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+return 1"
+    ))
+});
+
+/// In place of [`DEAD_LETTER`] where the dead letters are on another node: returns the copy's fields.
+///
+/// KEYS: stream. ARGV: as there.
+static COPY_OUT: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{COPY}{}",
+        r"
+if not ours() then return 0 end
+local copy = copy_of(4)
+return copy and copy.fields or -1"
+    ))
+});
+
+/// Acknowledges what is still ours.
+///
+/// KEYS: stream. ARGV: group, consumer, id.
+static ACKNOWLEDGE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{COPY}{}",
+        r"
+if not ours() then return 0 end
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 return 1"
     ))
@@ -184,7 +211,7 @@ impl StreamSettler {
         loop {
             let (slot, target, given) = (Arc::clone(&self.slot), target.clone(), arguments.clone());
             let ran = runtime::run(async move {
-                let said = slot.line.script::<i64>(script, &[&slot.group.stream, &target], &given).await;
+                let said = copy_to(&slot, script, &target, &given).await;
                 if matches!(said, Ok(STORED | NOT_OURS)) {
                     slot.settled(token);
                 }
@@ -210,6 +237,29 @@ impl StreamSettler {
         let slot = &self.slot;
         vec![slot.group.name.as_bytes().to_vec(), slot.consumer.as_bytes().to_vec(), id(token).into_bytes()]
     }
+}
+
+/// Stores the copy and acknowledges the original, in one step where one server has both.
+///
+/// On different nodes of a cluster a copy that is stored and an original that is not acknowledged may come of it: the message
+/// is delivered again, and may have a second dead letter of the same message id.
+async fn copy_to(
+    slot: &Slot,
+    script: &Script,
+    target: &str,
+    arguments: &[Vec<u8>],
+) -> Result<i64, RedisError> {
+    let (line, stream) = (&slot.line, &*slot.group.stream);
+    if line.server().are_together(stream, target) {
+        return line.script(script, &[stream, target], arguments).await;
+    }
+    let fields = match line.script(&COPY_OUT, &[stream], arguments).await? {
+        Value::Int(said) => return Ok(said),
+        Value::Array(fields) => fields,
+        _ => return Err(odd_answer("XRANGE")),
+    };
+    line.query::<Value>(target, &xadd(target, fields)?).await?;
+    line.script(&ACKNOWLEDGE, &[stream], &arguments[..3]).await
 }
 
 /// Adds pairs, behind how many they are.

@@ -6,7 +6,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use redis::cmd;
 use steadfast_core::{
     Delivery, Incoming, Settler, Subscribe, SubscribeError, SubscribeErrorKind, Subscription, Token,
 };
@@ -48,16 +47,17 @@ impl StreamSubscription {
         };
         let what = "open the reader's connection";
         let timeout = response_timeout(group.block, server.options.command_timeout);
-        let mut connection = server.open(timeout).await.map_err(|error| group.failed(what, error))?;
+        let link = server.link(&group.stream, timeout).await;
+        let mut link = link.map_err(|error| group.failed(what, error))?;
         // without leave to ask, a stop waits for the read's own end
-        let number = cmd("CLIENT").arg("ID").query_async::<i64>(&mut connection).await.ok();
+        let handle = link.handle().await;
         let dead = request.dead_letter.name().into();
         let max = request.max_in_flight.get();
         let setup = Setup { group, consumer, owner, dead, max, narrow: request.narrow };
         let slot = Arc::new(Slot::new(setup, line, server.options.command_timeout));
-        let handle = runtime::handle().map_err(|error| slot.group.failed(what, error.into()))?;
-        handle.spawn(Reader::new(Arc::clone(&slot), connection).run());
-        handle.spawn(Keeper::new(Arc::clone(&slot), number, lease).run());
+        let runtime = runtime::handle().map_err(|error| slot.group.failed(what, error.into()))?;
+        runtime.spawn(Reader::new(Arc::clone(&slot), link).run());
+        runtime.spawn(Keeper::new(Arc::clone(&slot), handle, lease).run());
         Ok(Self { settler: Arc::new(StreamSettler { slot: Arc::clone(&slot) }), slot })
     }
 

@@ -129,7 +129,7 @@ impl Membership {
 
     /// The others need not wait for the lease to lapse.
     pub(crate) async fn leave(&self, line: &Line) -> Result<(), RedisError> {
-        line.query(redis::cmd("ZREM").arg(&self.key).arg(&self.name)).await
+        line.query(&self.key, redis::cmd("ZREM").arg(&self.key).arg(&self.name)).await
     }
 }
 
@@ -173,10 +173,10 @@ impl Lease {
 /// The number of partitions that a name has at the server; none where it is not partitioned.
 pub(crate) async fn partitions(line: &Line, name: &str) -> Result<Option<u16>, RedisError> {
     // who has no partitioned streams needs no right to look into hashes
-    let kind: String = line.query(redis::cmd("TYPE").arg(name)).await?;
+    let kind: String = line.query(name, redis::cmd("TYPE").arg(name)).await?;
     if kind != "hash" {
         return Ok(None);
     }
-    let stored: Option<String> = line.query(redis::cmd("HGET").arg(name).arg("partitions")).await?;
+    let stored: Option<String> = line.query(name, redis::cmd("HGET").arg(name).arg("partitions")).await?;
     Ok(stored.and_then(|partitions| partitions.parse().ok()))
 }

@@ -47,9 +47,9 @@ impl Streams {
 }
 
 async fn owner(line: &Line, group: &PartitionedGroup, partition: u16) -> Result<PartitionOwner, RedisError> {
-    let mut get = cmd("MGET");
-    get.arg(group.lease_key(partition)).arg(group.fence_key(partition));
-    let (owner, fence): (Option<String>, Option<u64>) = line.query(&get).await?;
+    let (lease, mut get) = (group.lease_key(partition), cmd("MGET"));
+    get.arg(&lease).arg(group.fence_key(partition));
+    let (owner, fence): (Option<String>, Option<u64>) = line.query(&lease, &get).await?;
     let stream = group.streams.stream(partition);
     Ok(PartitionOwner { partition, stream, owner, fence: fence.unwrap_or_default() })
 }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use redis::cmd;
 use steadfast_core::SubscribeError;
 use tokio::sync::Notify;
 
@@ -41,12 +40,12 @@ impl Part {
         let group = board.group.partition(partition);
         let what = "open the reader's connection";
         let timeout = response_timeout(group.block, server.options.command_timeout);
-        let mut connection = match server.open(timeout).await {
-            Ok(connection) => connection,
+        let mut link = match server.link(&group.stream, timeout).await {
+            Ok(link) => link,
             Err(error) => return Err((lease, group.failed(what, error))),
         };
         // without leave to ask, a stop waits for the read's own end
-        let number = cmd("CLIENT").arg("ID").query_async::<i64>(&mut connection).await.ok();
+        let handle = link.handle().await;
         let setup = Setup {
             group,
             consumer: unique_consumer(&board.consumer),
@@ -56,15 +55,15 @@ impl Part {
             narrow: board.is_narrow(),
         };
         let slot = Arc::new(Slot::new(setup, Arc::clone(line), server.options.command_timeout).in_order());
-        let handle = match runtime::handle() {
-            Ok(handle) => handle,
+        let runtime = match runtime::handle() {
+            Ok(runtime) => runtime,
             Err(error) => return Err((lease, slot.group.failed(what, error.into()))),
         };
         let settler = StreamSettler { slot: Arc::clone(&slot) };
         let (lost, bell) = (AtomicBool::new(false), Arc::clone(&board.bell));
         let part = Arc::new(Self { partition, slot: Arc::clone(&slot), settler, lease, lost, bell });
-        handle.spawn(PartitionReader::new(&part, board, connection).run());
-        handle.spawn(Keeper::new(slot, number, None).run());
+        runtime.spawn(PartitionReader::new(&part, board, link).run());
+        runtime.spawn(Keeper::new(slot, handle, None).run());
         Ok(part)
     }
 

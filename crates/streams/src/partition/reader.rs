@@ -5,15 +5,14 @@ use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join;
-use redis::aio::MultiplexedConnection;
-use redis::{RedisError, Script, Value, cmd};
+use redis::{RedisError, Script, cmd};
 use steadfast_core::Token;
 
 use super::FENCE;
 use super::board::Board;
 use super::lease::LOST;
 use super::part::Part;
-use crate::connection::invoke;
+use crate::connection::Link;
 use crate::group::millis;
 use crate::headers::receive;
 use crate::pending::{Claimed, Entry, RELEASED, claim_answer, id, parse_id};
@@ -70,7 +69,7 @@ pub(crate) struct PartitionReader {
     part: Arc<Part>,
     /// A subscription that nobody has any more must not be kept by its reader.
     board: Weak<Board>,
-    connection: MultiplexedConnection,
+    link: Link,
     /// Pending entries after this one are still to be taken over; none: they all were.
     history: Option<Token>,
     /// When to look through them again: somebody else may have taken entries, or given some back.
@@ -80,10 +79,10 @@ pub(crate) struct PartitionReader {
 }
 
 impl PartitionReader {
-    pub(crate) fn new(part: &Arc<Part>, board: &Arc<Board>, connection: MultiplexedConnection) -> Self {
+    pub(crate) fn new(part: &Arc<Part>, board: &Arc<Board>, link: Link) -> Self {
         let (part, board) = (Arc::clone(part), Arc::downgrade(board));
         let look_at = Instant::now() + part.slot.group.min_idle;
-        Self { part, board, connection, history: Some(Token(0, 0)), look_at, drained_at: None }
+        Self { part, board, link, history: Some(Token(0, 0)), look_at, drained_at: None }
     }
 
     /// Reads until it is told to stop, until the lease is lost, or until something goes wrong.
@@ -147,9 +146,9 @@ impl PartitionReader {
         let arguments =
             [&lease.owner, &*slot.group.name, &*slot.consumer, &count.to_string(), &after, RELEASED]
                 .map(|argument: &str| argument.as_bytes().to_vec());
-        let mut connection = self.connection.clone();
+        let mut link = self.link.clone();
         let keys = [&*slot.group.stream, &*lease.key];
-        let read = invoke::<Value>(&mut connection, &READ, &keys, &arguments);
+        let read = link.invoke(&READ, &keys, &arguments);
         // polled in this order, so they are sent in this order, in one write
         let (acked, answer) = join(self.acknowledge(acks), read).await;
         let Claimed { cursor, entries, trimmed } = claim_answer(answer?)?;
@@ -179,11 +178,11 @@ impl PartitionReader {
         let mut wait = cmd("XREAD");
         wait.arg("COUNT").arg(1).arg("BLOCK").arg(millis(group.block));
         wait.arg("STREAMS").arg(&*group.stream).arg(last);
-        self.connection.send_packed_command(&wait).await.and_then(Value::extract_error).map(drop)
+        self.link.send(&wait).await.map(drop)
     }
 
     async fn acknowledge(&self, acks: Vec<Token>) -> Result<(), RedisError> {
-        acknowledge(&self.part.slot, self.connection.clone(), acks).await
+        acknowledge(&self.part.slot, self.link.clone(), acks).await
     }
 
     /// Gives the subscription what is for it; the rest is acknowledged.
