@@ -7,7 +7,8 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, join, join_all};
 use redis::cmd;
 use steadfast_core::{
-    Broker, Capabilities, ConnectError, Operator, Publisher, Source, Subscribe, SubscribeError, Subscription,
+    Broker, Capabilities, ConnectError, ConnectErrorKind, Operator, Publisher, Source, Subscribe,
+    SubscribeError, Subscription,
 };
 
 use crate::connection::{Line, Server};
@@ -22,7 +23,8 @@ use crate::subscription::{StreamSubscription, shut_down};
 
 /// Connects to a server, with the defaults of [`Options`].
 ///
-/// Fails with `InvalidUrl` for a URL that makes no sense or needs the feature `tls`, with `Refused` where the server said
+/// Fails with `InvalidUrl` for a URL that makes no sense, needs the feature `tls`, or names a node of a cluster as if it were the
+/// only server, with `Refused` where the server said
 /// no (credentials, database index), and with `Unreachable` where none answered within 5 s. No error carries the URL.
 ///
 /// ```no_run
@@ -89,6 +91,12 @@ impl Streams {
         let what = || format!("connect to Redis at {}", self.server.address);
         self.commands.check().await.map_err(|error| error::connect(&what(), error))?;
         match self.commands.ask::<String>(cmd("INFO").arg("server")).await {
+            Ok(info) if is_node(&info) && self.server.nodes().is_none() => {
+                let what = what()
+                    + ": it is a node of a cluster, which has only some of the keys; connect by \
+                    redis+cluster:// or rediss+cluster://";
+                return Err(ConnectError::new(ConnectErrorKind::InvalidUrl, what));
+            }
             Ok(info) => _ = self.capabilities.set(capabilities(&self.named(&product(&info)))),
             // not everybody may ask
             Err(error)
@@ -276,6 +284,12 @@ fn capabilities(server: &str) -> Capabilities {
     can
 }
 
+/// Whether a server with this `INFO server` is a node of a cluster.
+fn is_node(info: &str) -> bool {
+    info.lines()
+        .any(|line| line.trim_end() == "redis_mode:cluster" || line.trim_end() == "server_mode:cluster")
+}
+
 /// Product and version, out of the text of `INFO server`.
 fn product(info: &str) -> String {
     let value =
@@ -296,6 +310,9 @@ mod tests {
         assert_eq!(product("# Server\r\nredis_version:7.0.15\r\n"), "Redis 7.0.15");
         let valkey = "redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.1.2\r\n";
         assert_eq!(product(valkey), "Valkey 9.1.2");
+        assert!(
+            !is_node("redis_mode:standalone\r\n") && is_node("x:1\r\nredis_mode:cluster\r\nos:Linux\r\n")
+        );
     }
 
     #[test]
