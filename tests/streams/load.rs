@@ -103,8 +103,11 @@ impl Load {
 
     /// One that appears later.
     pub(crate) async fn publish_after(&self, broker: &Streams, id: u64, after: Duration) {
-        let message = message(&self.stream, id);
-        self.books.until_stored(id, async || broker.publish_after(message.clone(), after).await).await;
+        let (message, start) = (message(&self.stream, id), Instant::now());
+        while let Err(error) = broker.publish_after(message.clone(), after).await {
+            self.books.again(start, &error).await;
+        }
+        self.books.confirmed().push(id);
     }
 
     /// One by one, each until it is confirmed.
@@ -222,20 +225,19 @@ impl Books {
     }
 
     async fn send(&self, publisher: &dyn Publisher, stream: &str, id: u64) {
-        let message = message(stream, id);
-        self.until_stored(id, async || publisher.send(message.clone()).await).await;
-    }
-
-    /// As an application does: the same message again, until the server has it.
-    async fn until_stored(&self, id: u64, mut send: impl AsyncFnMut() -> Result<(), PublishError>) {
-        let start = Instant::now();
-        while let Err(error) = send().await {
-            assert!(start.elapsed() < PATIENCE, "not stored: {error}");
-            self.again.fetch_add(1, Ordering::Relaxed);
-            // the node is away: how often it is asked decides nothing here
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        let (message, start) = (message(stream, id), Instant::now());
+        while let Err(error) = publisher.send(message.clone()).await {
+            self.again(start, &error).await;
         }
         self.confirmed().push(id);
+    }
+
+    /// As an application does: the same message goes again until the server has it.
+    async fn again(&self, start: Instant, error: &PublishError) {
+        assert!(start.elapsed() < PATIENCE, "not stored: {error}");
+        self.again.fetch_add(1, Ordering::Relaxed);
+        // the node is away: how often it is asked decides nothing here
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -257,7 +257,7 @@ pub struct SlotMove<'c> {
 impl SlotMove<'_> {
     /// Moves so many keys at most, in an order of the server's; returns how many there were to move.
     pub fn migrate(&self, most: usize) -> Result<usize, TestbedError> {
-        let Self { cluster, slot, from, to } = self;
+        let Self { cluster, slot, from, .. } = self;
         let keys = cluster.ask(*from, &["CLUSTER", "GETKEYSINSLOT", slot, &most.to_string()])?.texts();
         self.carry(&keys)?;
         Ok(keys.len())

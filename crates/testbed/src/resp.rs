@@ -1,6 +1,6 @@
 //! One connection to a server that speaks Redis' protocol, for commands whose answers are looked at.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
