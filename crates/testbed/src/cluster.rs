@@ -97,20 +97,13 @@ impl RedisCluster {
         self.meet(number, bus)?;
         self.until_all_know_all()?;
         self.ask(number, &["CLUSTER", "REPLICATE", &self.ids[of]])?;
-        until("the replica follows", DEADLINE, || {
-            // the others have to know before it may stand for election
-            let known = format!("{} ", self.ids[number]);
-            let seen = self.ask(of, &["CLUSTER", "NODES"])?.text();
-            let seen = seen.lines().any(|line| line.starts_with(&known) && line.contains("slave"));
-            Ok(seen && self.follows(number)?)
-        })?;
+        self.until_follows(number)?;
         Ok(number)
     }
 
     /// Makes a replica the master in place of its own, which lives and becomes its replica; nothing that was written is lost.
     pub fn fail_over(&self, replica: usize) -> Result<(), TestbedError> {
-        // it would not take over what it does not have
-        until("the replica follows", DEADLINE, || self.follows(replica))?;
+        self.until_follows(replica)?;
         self.ask(replica, &["CLUSTER", "FAILOVER"])?;
         until("the replica is the master", DEADLINE, || self.is_master(replica))
     }
@@ -229,8 +222,22 @@ impl RedisCluster {
         Ok(says(&self.ask(node, &["INFO", "replication"])?.text(), "role:master"))
     }
 
-    fn follows(&self, node: usize) -> Result<bool, TestbedError> {
-        Ok(says(&self.ask(node, &["INFO", "replication"])?.text(), "master_link_status:up"))
+    /// Until then it would not take over, and nobody who does not know it as a replica would elect it.
+    fn until_follows(&self, replica: usize) -> Result<(), TestbedError> {
+        until("the replica follows, and all know", DEADLINE, || {
+            let told = self.ask(replica, &["INFO", "replication"])?.text();
+            let alive = |number: &usize| self.nodes[*number].pid().is_some();
+            (0..self.nodes.len()).filter(alive).try_fold(says(&told, "master_link_status:up"), |all, by| {
+                Ok(all && self.is_replica(replica, by)?)
+            })
+        })
+    }
+
+    /// As the node `by` sees it.
+    fn is_replica(&self, node: usize, by: usize) -> Result<bool, TestbedError> {
+        let known = format!("{} ", self.ids[node]);
+        let seen = self.ask(by, &["CLUSTER", "NODES"])?.text();
+        Ok(seen.lines().any(|line| line.starts_with(&known) && line.contains("slave")))
     }
 
     fn living(&self) -> Result<usize, TestbedError> {
