@@ -155,3 +155,13 @@ async fn dead_sentinels_cost_nothing_and_a_wrong_name_is_told() {
     let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
     assert!(source.contains("nobody"), "{error}: {source}");
 }
+
+#[tokio::test]
+async fn sentinels_with_a_password_of_their_own_are_given_it() {
+    let sentinels = Sentinels::start().expect("starts");
+    sentinels.demand("watch", "s3@cret").expect("set");
+    let error = connect(&sentinels.url()).await.map(drop).expect_err("they want a password");
+    assert_eq!(error.kind(), steadfast_core::ConnectErrorKind::Refused, "{error}");
+    let url = format!("{}?sentinel_user=watch&sentinel_password=s3%40cret", sentinels.url());
+    connect(&url).await.expect("connects");
+}

@@ -76,9 +76,11 @@ impl Address {
         }
     }
 
-    /// `[user[:password]@]host[:port],…/master[/database][?…]`: all but the hosts is the server's, not the sentinels'.
+    /// `[user[:password]@]host[:port],…/master[/database][?…]`: all is the server's, not the sentinels', but the hosts and what
+    /// the query says of them.
     fn by_sentinels(scheme: &str, rest: &str, options: &Options) -> Result<Self, ConnectError> {
         let Parts { user, hosts, path, query } = Parts::of(rest);
+        let (query, theirs) = sentinels_user(query)?;
         let (master, database) = path.split_once('/').unwrap_or((path, ""));
         if master.is_empty() {
             return Err(invalid(
@@ -89,7 +91,7 @@ impl Address {
         let server = parse(&format!("{scheme}://{user}localhost/{database}{query}"), options)?;
         let node = |host: &str| {
             let port = if has_port(host) { String::new() } else { format!(":{SENTINEL_PORT}") };
-            parse(&format!("{scheme}://{host}{port}"), options)
+            parse(&format!("{scheme}://{theirs}{host}{port}"), options)
         };
         let nodes = hosts.split(',').map(node).collect::<Result<_, _>>()?;
         Ok(Self { server, hosts: Hosts::Sentinels(Sentinels { nodes, master: master.to_owned() }) })
@@ -282,6 +284,33 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// Takes `sentinel_user` and `sentinel_password` out of a query: what is left of it, and both as a URL has them before a host.
+fn sentinels_user(query: &str) -> Result<(String, String), ConnectError> {
+    let (mut user, mut password, mut rest) = ("", None, String::new());
+    for part in query.trim_start_matches('?').split('&').filter(|part| !part.is_empty()) {
+        match part.split_once('=') {
+            Some(("sentinel_user", value)) => user = value,
+            Some(("sentinel_password", value)) => password = Some(value),
+            _ => {
+                rest.push(if rest.is_empty() { '?' } else { '&' });
+                rest.push_str(part);
+            }
+        }
+    }
+    let odd = |value: &str| value.contains(['@', '/', ':', '?', '#', '[', ']']);
+    match password {
+        Some(password) if odd(user) || odd(password) => Err(invalid(
+            "connect to Redis by sentinels: sentinel_user and sentinel_password are percent-encoded, so that `@` is %40",
+        )),
+        Some(password) => Ok((rest, format!("{user}:{password}@"))),
+        None if user.is_empty() => Ok((rest, String::new())),
+        None => Err(invalid(
+            "connect to Redis by sentinels: the URL has a sentinel_user and no sentinel_password; add it, as in \
+             redis+sentinel://host1,host2/mymaster?sentinel_user=app&sentinel_password=…",
+        )),
+    }
+}
+
 /// The same kind of address elsewhere.
 fn moved(from: &ConnectionAddr, Place { host, port }: &Place) -> ConnectionAddr {
     match from {
@@ -385,6 +414,28 @@ mod tests {
     }
 
     #[test]
+    fn sentinels_have_a_user_of_their_own() {
+        let url =
+            "redis+sentinel://app:one@a,b/orders?sentinel_user=watch&protocol=resp3&sentinel_password=two%40";
+        let address = of(url).expect("valid");
+        let settings = address.server.redis_settings();
+        assert_eq!((settings.username(), settings.password()), (Some("app"), Some("one")));
+        assert_eq!(settings.protocol(), redis::ProtocolVersion::RESP3);
+        let Hosts::Sentinels(sentinels) = address.hosts else { panic!("by sentinels") };
+        for node in &sentinels.nodes {
+            let settings = node.redis_settings();
+            assert_eq!((settings.username(), settings.password()), (Some("watch"), Some("two@")));
+        }
+        let Hosts::Sentinels(sentinels) =
+            of("redis+sentinel://a/m?sentinel_password=x").expect("valid").hosts
+        else {
+            panic!("by sentinels")
+        };
+        let settings = sentinels.nodes[0].redis_settings();
+        assert_eq!((settings.username(), settings.password()), (None, Some("x")));
+    }
+
+    #[test]
     fn a_cluster_is_met_at_any_of_its_nodes() {
         let address = of("redis+cluster://app:s3%40cret@one,two:7000,[::1]?protocol=resp3").expect("valid");
         assert_eq!(address.to_string(), "one:6379,two:7000,::1:6379 (a cluster)");
@@ -405,6 +456,8 @@ mod tests {
             ("redis+sentinel://u:hunter2@one,,two/m", "not valid"),
             ("redis+sentinel://u:hunter2@one/m/x", "not valid"),
             ("http+sentinel://u:hunter2@one/m", "redis+sentinel://"),
+            ("redis+sentinel://one/m?sentinel_user=x", "no sentinel_password"),
+            ("redis+sentinel://one/m?sentinel_password=hunter2@x", "percent-encoded"),
             ("redis+ring://u:hunter2@one", "redis+cluster://"),
             ("redis+cluster://u:hunter2@one,,two", "not valid"),
             ("redis+cluster://u:hunter2@one:70000", "not valid"),

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::select_ok;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, Script, Value, cmd};
 use steadfast_core::ConnectError;
@@ -126,14 +127,11 @@ impl Line {
     /// Whether the server answers, or any node of the cluster.
     pub(crate) async fn check(&self) -> Result<(), RedisError> {
         let Some(cluster) = &self.server.cluster else { return self.only.check().await };
-        let mut failure = None;
-        for node in cluster.nodes().await? {
-            match self.wire(&node).check().await {
-                Ok(()) => return Ok(()),
-                Err(error) => failure = Some(error),
-            }
+        let wires: Vec<_> = cluster.nodes().await?.iter().map(|node| self.wire(node)).collect();
+        if wires.is_empty() {
+            return Err(io_error(io::ErrorKind::NotConnected, "the cluster has no nodes"));
         }
-        Err(failure.unwrap_or_else(|| io_error(io::ErrorKind::NotConnected, "the cluster has no nodes")))
+        select_ok(wires.iter().map(|wire| Box::pin(wire.check()))).await.map(|((), _)| ())
     }
 
     /// What is known of lost groups.

@@ -15,7 +15,8 @@ use tokio::sync::Semaphore;
 /// `redis+sentinel://[user[:password]@]host[:port],host[:port]/master[/database]` asks the sentinels at these addresses
 /// (default port 26379) for the server that is the master of that name (`SENTINEL GET-MASTER-ADDR-BY-NAME`), and takes it
 /// only if it says so itself (`ROLE`). They are asked for each connection that is opened, all at once. User, password and
-/// database are the server's; the sentinels themselves are asked without a password. With `rediss+sentinel://` sentinels
+/// database are the server's; sentinels that want a password of their own get it from the query,
+/// `?sentinel_user=watch&sentinel_password=secret`, percent-encoded, the user only where there is one. With `rediss+sentinel://` sentinels
 /// and servers are met by TLS.
 ///
 /// `redis+cluster://[user[:password]@]host[:port],host[:port]` meets a cluster at any of these nodes (default port 6379), asks them

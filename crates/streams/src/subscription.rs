@@ -47,16 +47,16 @@ impl StreamSubscription {
         };
         let what = "open the reader's connection";
         let timeout = response_timeout(group.block, server.options.command_timeout);
-        let link = server.link(&group.stream, timeout).await;
-        let mut link = link.map_err(|error| group.failed(what, error))?;
+        let opened = server.link(&group.stream, timeout).await;
+        let mut own = opened.map_err(|error| group.failed(what, error))?;
         // without leave to ask, a stop waits for the read's own end
-        let handle = link.handle().await;
+        let handle = own.handle().await;
         let dead = request.dead_letter.name().into();
         let max = request.max_in_flight.get();
         let setup = Setup { group, consumer, owner, dead, max, narrow: request.narrow };
         let slot = Arc::new(Slot::new(setup, line, server.options.command_timeout));
         let runtime = runtime::handle().map_err(|error| slot.group.failed(what, error.into()))?;
-        runtime.spawn(Reader::new(Arc::clone(&slot), link).run());
+        runtime.spawn(Reader::new(Arc::clone(&slot), own).run());
         runtime.spawn(Keeper::new(Arc::clone(&slot), handle, lease).run());
         Ok(Self { settler: Arc::new(StreamSettler { slot: Arc::clone(&slot) }), slot })
     }

@@ -80,6 +80,15 @@ impl Sentinels {
         self.ask(first, &["SENTINEL", "FAILOVER", MASTER]).map(drop)
     }
 
+    /// From now on the sentinels answer this user only.
+    pub fn demand(&self, user: &str, password: &str) -> Result<(), TestbedError> {
+        for sentinel in &self.watchers {
+            self.ask(sentinel, &["ACL", "SETUSER", user, "on", &format!(">{password}"), "+@all"])?;
+            self.ask(sentinel, &["ACL", "SETUSER", "default", "off"])?;
+        }
+        Ok(())
+    }
+
     /// Ends one of the sentinels.
     pub fn kill_first_sentinel(&self) -> Result<(), TestbedError> {
         self.watchers.first().map_or(Ok(()), Server::kill9)

@@ -40,12 +40,12 @@ impl Part {
         let group = board.group.partition(partition);
         let what = "open the reader's connection";
         let timeout = response_timeout(group.block, server.options.command_timeout);
-        let mut link = match server.link(&group.stream, timeout).await {
-            Ok(link) => link,
+        let mut own = match server.link(&group.stream, timeout).await {
+            Ok(own) => own,
             Err(error) => return Err((lease, group.failed(what, error))),
         };
         // without leave to ask, a stop waits for the read's own end
-        let handle = link.handle().await;
+        let handle = own.handle().await;
         let setup = Setup {
             group,
             consumer: unique_consumer(&board.consumer),
@@ -62,7 +62,7 @@ impl Part {
         let settler = StreamSettler { slot: Arc::clone(&slot) };
         let (lost, bell) = (AtomicBool::new(false), Arc::clone(&board.bell));
         let part = Arc::new(Self { partition, slot: Arc::clone(&slot), settler, lease, lost, bell });
-        runtime.spawn(PartitionReader::new(&part, board, link).run());
+        runtime.spawn(PartitionReader::new(&part, board, own).run());
         runtime.spawn(Keeper::new(slot, handle, None).run());
         Ok(part)
     }
