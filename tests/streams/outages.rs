@@ -167,9 +167,9 @@ async fn a_cluster_that_wants_all_of_its_slots_is_away_as_a_whole_until_they_are
     stage.until(NAMES[0], false, failed).await;
     stage.until_health(|health| health.why.len() == NAMES.len()).await;
     block_in_place(|| stage.cluster.restart(LOST).expect("restarts"));
-    for load in 0..NAMES.len() {
+    for (load, name) in NAMES.iter().enumerate() {
         let took = stage.works_again(load).await;
-        println!("{} worked {took:?} after the cluster was well", NAMES[load]);
+        println!("{name} worked {took:?} after the cluster was well");
     }
     stage.close().await;
 }

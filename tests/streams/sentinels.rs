@@ -158,6 +158,9 @@ async fn dead_sentinels_cost_nothing_and_a_wrong_name_is_told() {
 
 #[tokio::test]
 async fn sentinels_with_a_password_of_their_own_are_given_it() {
+    if skipped_on_cluster(WHY) {
+        return;
+    }
     let sentinels = Sentinels::start().expect("starts");
     sentinels.demand("watch", "s3@cret").expect("set");
     let error = connect(&sentinels.url()).await.map(drop).expect_err("they want a password");
