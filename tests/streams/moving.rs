@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use steadfast::prelude::*;
-use steadfast_streams::connect;
+use steadfast_streams::{Partitioned, connect};
 use steadfast_testbed::{ClusterOptions, RedisCluster, unique};
 use tokio::task::block_in_place;
 use tokio::time::Instant;
 
 use crate::load::Load;
-use crate::support::client;
+use crate::rebalance::{PARTITIONS, endure};
+use crate::support::{Bed, client};
 
 /// The work that must go on after each move.
 const AFTER_EACH: usize = 100;
@@ -133,6 +134,22 @@ async fn a_slot_that_is_half_way_holds_up_what_needs_both_halves_and_loses_nothi
     load.close(&mut *raw, 2).await;
     tree.drain().await.expect("drains");
     broker.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_that_move_under_load_keep_their_order_and_lose_nothing() {
+    let cluster = block_in_place(start);
+    let bed = Bed::at(&cluster.url()).await;
+    let streams: Vec<String> = Partitioned::new(&*bed.stream, PARTITIONS).streams().take(4).collect();
+    let moves = streams.iter().map(|stream| {
+        || {
+            let to = (cluster.node_of(stream).expect("answers") + 1) % 3;
+            let moving = cluster.begin_move(stream, to).expect("begins");
+            while moving.migrate(1).expect("moves") > 0 {}
+            moving.finish().expect("ends");
+        }
+    });
+    endure(&cluster.url(), bed, moves).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

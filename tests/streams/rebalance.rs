@@ -12,7 +12,8 @@ use steadfast::prelude::*;
 use steadfast_core::{Broker, Outgoing, Tree, known};
 use steadfast_streams::{Partitioned, PartitionedGroup};
 use steadfast_testbed::RedisOptions;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, block_in_place};
+use tokio::time::timeout;
 
 use crate::child::Process;
 use crate::partitions::{pending_in, shares};
@@ -188,6 +189,33 @@ pub(crate) async fn come_and_go(url: &str, mut bed: Bed, changes: usize) {
         member.drain().await.expect("drains");
     }
     assert!(shares(&bed, &group(&bed.stream, NEVER)).await.is_empty(), "given up");
+}
+
+/// Two members, and something that is done to them under load, again and again: each key is handled in order, and nothing is
+/// lost.
+pub(crate) async fn endure(url: &str, mut bed: Bed, faults: impl Iterator<Item = impl FnOnce()>) {
+    let mut members = Vec::new();
+    for _ in 0..2 {
+        let (supervisor, broker) = member(url, &bed.stream, NEVER).await;
+        members.push(supervisor.start(broker).await.expect("starts"));
+    }
+    until_even(&bed, NEVER, 2).await;
+    let (stop, publishing) = publish(Arc::clone(&bed.broker) as _, &bed.stream);
+    for fault in faults {
+        block_in_place(fault);
+        for member in &members {
+            timeout(PATIENCE, member.until_ready()).await.expect("in time").expect("ready");
+        }
+        until_even(&bed, NEVER, 2).await;
+    }
+    stop.store(true, Ordering::Release);
+    let each = publishing.await.expect("publishes");
+    for list in handled(&mut bed, each).await {
+        assert_eq!(firsts(&list), (0..each).collect::<Vec<_>>(), "{list:?}");
+    }
+    for member in members {
+        member.drain().await.expect("drains");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
