@@ -114,18 +114,24 @@ async fn a_slot_that_is_half_way_holds_up_what_needs_both_halves_and_loses_nothi
     let from = cluster.node_of(&load.stream).expect("answers");
     let (there, back) = ((from + 1) % 3, from);
 
-    // the set has gone, and the stream has not
+    // the set has gone, and the stream has not: what needs no retry goes on
     let moving = cluster.begin_move(&load.stream, there).expect("begins");
     moving.migrate_key(&load.group().delay_key()).expect("moves");
-    load.publish_these(&*publisher, 22..=40).await;
+    let (smooth, rough): (Vec<u64>, Vec<u64>) = (22..=40).partition(|id| id % 5 > 1);
+    load.publish_these(&*publisher, smooth.into_iter()).await;
+    load.until_done(30).await;
+    load.publish_these(&*publisher, rough.into_iter()).await;
     moving.finish().expect("ends");
     load.until_done(35).await;
 
-    // the stream has gone, and the set has not
+    // the stream has gone, and the set has not: the reader finds it where it is
     load.publish_after(&broker, 41, Duration::from_secs(4)).await;
     let moving = cluster.begin_move(&load.stream, back).expect("begins");
     moving.migrate_key(&load.stream).expect("moves");
-    load.publish_these(&*publisher, 42..=60).await;
+    let (smooth, rough): (Vec<u64>, Vec<u64>) = (42..=60).partition(|id| id % 5 > 1);
+    load.publish_these(&*publisher, smooth.into_iter()).await;
+    load.until_done(35 + 12).await;
+    load.publish_these(&*publisher, rough.into_iter()).await;
     moving.finish().expect("ends");
     load.until_done(54).await;
 

@@ -1,7 +1,7 @@
 //! One `RabbitMQ`, one Redis and one Redis Cluster for a whole test process.
 //!
-//! `cargo xtask test` starts them once for all test processes and names them in the environment. Under a plain
-//! `cargo test` each process that needs one starts its own, and the guard ends it: a `static` is never dropped.
+//! `cargo xtask test` starts the first two once for all test processes and names them in the environment. Under a plain
+//! `cargo test` each process that needs one starts its own, as it always does with the cluster, and the guard ends it: a `static` is never dropped.
 #![expect(
     clippy::panic,
     reason = "a test that has no broker cannot go on, and the panic says what to install"
@@ -19,8 +19,6 @@ use crate::redis::{Redis, RedisOptions};
 pub const AMQP_URL: &str = "STEADFAST_TEST_AMQP_URL";
 /// The variable that names a Redis to share.
 pub const REDIS_URL: &str = "STEADFAST_TEST_REDIS_URL";
-/// The variable that names a Redis Cluster to share, as `redis+cluster://host:port,host:port`.
-pub const REDIS_CLUSTER_URL: &str = "STEADFAST_TEST_REDIS_CLUSTER_URL";
 /// The variable that has the tests of Redis Streams use a cluster wherever they would use one server; any value will do.
 pub const ON_CLUSTER: &str = "STEADFAST_TEST_ON_CLUSTER";
 
@@ -56,22 +54,20 @@ pub fn redis_url() -> &'static str {
     })
 }
 
-/// The address of a Redis Cluster of three nodes that other tests use, too: name streams by
+/// The address of a Redis Cluster of three nodes that other tests of this process use, too: name streams by
 /// [`unique`](crate::unique), never stop a node and never move a slot.
 ///
 /// # Panics
-/// If none is named by `STEADFAST_TEST_REDIS_CLUSTER_URL` and none can be started.
+/// If none can be started.
 pub fn redis_cluster_url() -> &'static str {
     static URL: OnceLock<String> = OnceLock::new();
     static CLUSTER: OnceLock<RedisCluster> = OnceLock::new();
     URL.get_or_init(|| {
-        named(REDIS_CLUSTER_URL).unwrap_or_else(|| {
-            let start = || {
-                RedisCluster::start(&ClusterOptions::new())
-                    .unwrap_or_else(|error| give_up("Redis Cluster", &error))
-            };
-            CLUSTER.get_or_init(start).url()
-        })
+        let start = || {
+            RedisCluster::start(&ClusterOptions::new())
+                .unwrap_or_else(|error| give_up("Redis Cluster", &error))
+        };
+        CLUSTER.get_or_init(start).url()
     })
 }
 
