@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, Script, cmd};
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind, cmd};
 use steadfast_core::ConnectError;
 
 use crate::address::Address;
@@ -241,21 +241,24 @@ fn next_number() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Runs a script on this connection.
+/// Runs a script on this connection by its hash; loads it first where the server does not have it.
 pub(crate) async fn invoke<T: FromRedisValue>(
     connection: &mut MultiplexedConnection,
     script: &Script,
     keys: &[&str],
     arguments: &[Vec<u8>],
 ) -> Result<T, RedisError> {
-    let mut call = script.prepare_invoke();
-    for key in keys {
-        call.key(*key);
+    // the client's own way copies every argument twice
+    let size: usize = keys.iter().map(|key| key.len()).chain(arguments.iter().map(Vec::len)).sum();
+    let mut call = Cmd::with_capacity(3 + keys.len() + arguments.len(), size + 64);
+    call.arg("EVALSHA").arg(script.get_hash()).arg(keys.len()).arg(keys).arg(arguments);
+    match call.query_async(connection).await {
+        Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+            script.load_async(connection).await?;
+            call.query_async(connection).await
+        }
+        answer => answer,
     }
-    for argument in arguments {
-        call.arg(argument.as_slice());
-    }
-    call.invoke_async(connection).await
 }
 
 /// An answer that is not of the shape it must have.
