@@ -1,4 +1,4 @@
-//! Every broker of this workspace keeps every promise of the contract: one suite, four kinds of queue.
+//! Every broker of this workspace keeps every promise of the contract: one suite, five kinds of queue.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use steadfast_conformance::{Need, Suite, conformance_tests};
 use steadfast_core::Broker;
 use steadfast_embedded::Embedded;
 use steadfast_streams::Stream;
-use steadfast_testbed::shared::{rabbit_url, redis_url};
+use steadfast_testbed::shared::{rabbit_url, redis_cluster_url, redis_url};
 
 fn embedded() -> Suite {
     let server = Embedded::new();
@@ -31,7 +31,15 @@ fn rabbitmq_classic() -> Suite {
 }
 
 fn redis() -> Suite {
-    let url = redis_url();
+    streams(redis_url())
+}
+
+/// Three nodes: a stream and its dead letters are on different ones, as a rule.
+fn redis_cluster() -> Suite {
+    streams(redis_cluster_url())
+}
+
+fn streams(url: &'static str) -> Suite {
     let connect = move || async move { Ok(steadfast_streams::connect(url).await? as Arc<dyn Broker>) };
     // what a consumer left behind is taken over after the least idle time, a minute by default
     let source = |name: &str| Stream::new(name).group("steadfast").min_idle(Duration::from_secs(1)).into();
@@ -42,3 +50,4 @@ conformance_tests!(on_embedded, embedded());
 conformance_tests!(on_rabbitmq, rabbitmq());
 conformance_tests!(on_rabbitmq_classic, rabbitmq_classic());
 conformance_tests!(on_redis, redis());
+conformance_tests!(on_redis_cluster, redis_cluster());

@@ -1,8 +1,11 @@
 //! What the Redis Streams broker promises beyond the contract, against a real server.
 #![expect(clippy::expect_used, clippy::panic, reason = "a helper that fails fails its test")]
+#![expect(clippy::print_stdout, reason = "a test prints what it measured")]
 
 #[path = "streams/child.rs"]
 mod child;
+#[path = "streams/cluster.rs"]
+mod cluster;
 #[path = "streams/delay.rs"]
 mod delay;
 #[path = "streams/deliver.rs"]
@@ -11,10 +14,16 @@ mod deliver;
 mod faults;
 #[path = "streams/kills.rs"]
 mod kills;
+#[path = "streams/load.rs"]
+mod load;
+#[path = "streams/moving.rs"]
+mod moving;
 #[path = "streams/names.rs"]
 mod names;
 #[path = "streams/narrow.rs"]
 mod narrow;
+#[path = "streams/outages.rs"]
+mod outages;
 #[path = "streams/partitions.rs"]
 mod partitions;
 #[path = "streams/pending.rs"]

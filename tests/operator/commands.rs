@@ -101,6 +101,12 @@ async fn redis_every_command_does_what_it_says() {
     everything(Rig::redis().await).await;
 }
 
+/// The dead letters, and those that are parked, are on other nodes than the stream, as a rule.
+#[tokio::test]
+async fn redis_cluster_every_command_does_what_it_says() {
+    everything(Rig::redis_cluster().await).await;
+}
+
 #[tokio::test]
 async fn without_a_broker_it_says_why_and_completions_need_none() {
     let run = |arguments: &[&str]| {

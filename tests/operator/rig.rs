@@ -30,6 +30,10 @@ impl Rig {
         Self::at(tokio::task::spawn_blocking(shared::redis_url).await.expect("starts")).await
     }
 
+    pub(crate) async fn redis_cluster() -> Self {
+        Self::at(tokio::task::spawn_blocking(shared::redis_cluster_url).await.expect("starts")).await
+    }
+
     async fn at(url: &'static str) -> Self {
         let broker = steadfast::connect(url).await.expect("connects");
         let operator = broker.operator().expect("has one");

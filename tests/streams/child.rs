@@ -14,6 +14,7 @@ use steadfast_core::{Payload, Subscribe};
 use steadfast_streams::{Group, Stream};
 
 use crate::rebalance;
+use crate::support::{AsyncClient, DEADLINE};
 
 const URL: &str = "STEADFAST_TEST_CHILD_URL";
 const STREAM: &str = "STEADFAST_TEST_CHILD_STREAM";
@@ -93,8 +94,7 @@ fn told() -> Option<(String, String)> {
 async fn taker() {
     let Some((url, stream)) = told() else { return };
     let broker = steadfast_streams::connect(&url).await.expect("connects");
-    let client = redis::Client::open(url).expect("valid");
-    let mut raw = client.get_multiplexed_async_connection().await.expect("connects");
+    let mut raw = AsyncClient::connect(&url, DEADLINE).await;
     let max = NonZeroUsize::new(50).expect("not zero");
     let request = Subscribe {
         source: group(&stream).into(),
@@ -160,8 +160,7 @@ struct Work {
 async fn victim() {
     let Some((url, stream)) = told() else { return };
     let broker = steadfast::connect(&url).await.expect("connects");
-    let client = redis::Client::open(url).expect("valid");
-    let raw = client.get_multiplexed_async_connection().await.expect("connects");
+    let raw = AsyncClient::connect(&url, DEADLINE).await;
     let counted = ledger(&stream);
     let handle = move || {
         let (raw, counted) = (raw.clone(), counted.clone());

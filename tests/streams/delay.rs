@@ -7,10 +7,10 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use steadfast_core::{Broker, Destination, Outgoing, PublishErrorKind};
 use steadfast_streams::{From, Stream};
-use steadfast_testbed::{Redis, RedisOptions};
+use steadfast_testbed::RedisOptions;
 
 use crate::child::Process;
-use crate::support::{Bed, ack, body, many, next, nothing, one, whole};
+use crate::support::{Bed, Server, ack, body, many, next, nothing, one, whole};
 
 /// Milliseconds since 1970 by the server's clock.
 fn server_time(bed: &mut Bed) -> u64 {
@@ -28,7 +28,7 @@ fn local_time() -> u64 {
 #[tokio::test]
 async fn many_come_back_once_each_and_never_early_with_movers_whose_clocks_are_wrong() {
     let (all, span) = (whole(100_000, 20_000), u64::try_from(whole(60_000, 6_000)).expect("small"));
-    let server = Redis::start(&RedisOptions::new()).expect("starts");
+    let server = Server::start(&RedisOptions::new());
     let mut bed = Bed::on(&server).await;
     let stream = bed.stream.clone();
     let skewed = |offset: &str| Process::start_skewed("mover", &server.url(), &stream, offset);

@@ -77,7 +77,7 @@ async fn flat_fields_come_as_fields_and_known_names_as_headers() {
     let mut add = redis::cmd("XADD");
     add.arg(&*stream).arg("*").arg("id").arg("7").arg("odd").arg(&b"\xff\x00"[..]);
     add.arg("x-retry-count").arg("3").arg("steadfast-type").arg("order.placed").arg("id").arg("8");
-    let id: String = add.query(&mut bed.raw).expect("adds");
+    let id: String = add.query(&mut *bed.raw).expect("adds");
     let mut subscription = bed.subscribe(&*stream, 1).await;
     let delivery = one(&mut *subscription).await;
     let incoming = delivery.incoming();

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use steadfast_core::{Broker, ConnectErrorKind, Outgoing, PublishErrorKind, SubscribeErrorKind};
 use steadfast_streams::{From, Options};
-use steadfast_testbed::{Append, Redis, RedisOptions};
+use steadfast_testbed::{Append, Redis, RedisOptions, shared};
 
-use crate::support::{Bed, ack, body, many, next, nothing, one};
+use crate::support::{Bed, Server, ack, body, many, next, nothing, one, skipped_on_cluster};
 
 #[tokio::test]
 async fn a_group_that_is_destroyed_ends_the_subscription() {
@@ -61,7 +61,7 @@ async fn a_stream_that_is_deleted_ends_the_subscription() {
 
 #[tokio::test]
 async fn a_killed_connection_ends_it_and_the_next_gets_its_pending_entries() {
-    let server = Redis::start(&RedisOptions::new()).expect("starts");
+    let server = Server::start(&RedisOptions::new());
     let mut bed = Bed::on(&server).await;
     let source = bed.group().consumer_name("till-1");
     for n in 0..10 {
@@ -69,7 +69,9 @@ async fn a_killed_connection_ends_it_and_the_next_gets_its_pending_entries() {
     }
     let mut first = bed.subscribe(source.clone(), 10).await;
     let held = many(&mut *first, 3).await;
-    bed.raw::<i64>(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    let node = server.node(&bed.stream);
+    node.cli(&["CLIENT", "KILL", "TYPE", "normal"]).expect("cuts all of them");
+    bed.reconnect(&server.url());
     let error = loop {
         match next(&mut *first, 10).await {
             Ok(more) => more.into_iter().for_each(steadfast_core::Delivery::release),
@@ -90,11 +92,11 @@ async fn a_killed_connection_ends_it_and_the_next_gets_its_pending_entries() {
 
 #[tokio::test]
 async fn a_server_that_goes_is_an_end_and_then_unreachable() {
-    let server = Redis::start(&RedisOptions::new()).expect("starts");
+    let server = Server::start(&RedisOptions::new());
     let bed = Bed::on(&server).await;
     let publisher = bed.broker.publisher().await.expect("connects");
     let mut subscription = bed.subscribe(bed.group(), 10).await;
-    server.kill9().expect("kills");
+    server.kill9(&bed.stream);
     let error = next(&mut *subscription, 10).await.expect_err("ends");
     assert!(matches!(error.kind(), SubscribeErrorKind::Ended | SubscribeErrorKind::Unreachable), "{error}");
     let error = bed.try_subscribe(bed.group(), 10).await.err().expect("nobody there");
@@ -108,7 +110,7 @@ async fn a_server_that_goes_is_an_end_and_then_unreachable() {
     let second = publisher.send(message()).await.expect_err("nobody there").kind();
     assert_eq!(second, PublishErrorKind::Unreachable);
     assert!(start.elapsed() < Duration::from_secs(6));
-    server.restart().expect("restarts");
+    server.restart(&bed.stream);
     publisher.send(message()).await.expect("published");
     let mut subscription = bed.subscribe(bed.group(), 10).await;
     let delivery = one(&mut *subscription).await;
@@ -118,7 +120,7 @@ async fn a_server_that_goes_is_an_end_and_then_unreachable() {
 #[tokio::test]
 async fn nothing_that_was_confirmed_is_lost_when_the_server_is_killed_again_and_again() {
     const ALL: usize = 3000;
-    let server = Redis::start(&RedisOptions::new().append(Append::Always)).expect("starts");
+    let server = Server::start(&RedisOptions::new().append(Append::Always));
     let mut bed = Bed::on(&server).await;
     let publisher = bed.broker.publisher().await.expect("connects");
     let sends = (0..ALL).map(|n| publisher.send(Outgoing::new(&*bed.stream, Bytes::from(n.to_string()))));
@@ -143,8 +145,8 @@ async fn nothing_that_was_confirmed_is_lost_when_the_server_is_killed_again_and_
         }
         if kills < 3 && seen.len() > ALL / 4 * (kills + 1) {
             kills += 1;
-            server.kill9().expect("kills");
-            server.restart().expect("restarts");
+            server.kill9(&bed.stream);
+            server.restart(&bed.stream);
         }
     }
     subscription.settler().finish().await.expect("sent");
@@ -156,6 +158,9 @@ async fn nothing_that_was_confirmed_is_lost_when_the_server_is_killed_again_and_
 
 #[tokio::test]
 async fn a_server_that_does_not_answer_is_unreachable_within_the_deadline() {
+    if skipped_on_cluster("the other nodes answer") {
+        return;
+    }
     let server = Redis::start(&RedisOptions::new()).expect("starts");
     server.pause().expect("halts");
     let start = Instant::now();
@@ -168,23 +173,30 @@ async fn a_server_that_does_not_answer_is_unreachable_within_the_deadline() {
 
 #[tokio::test]
 async fn a_wrong_password_is_refused_and_never_shown() {
-    let server = Redis::start(&RedisOptions::new()).expect("starts");
+    let server = Server::start(&RedisOptions::new());
     let mut bed = Bed::on(&server).await;
     bed.raw::<()>(&["ACL", "SETUSER", "app", "on", ">right", "~*", "+@all"]);
-    let address = server.url().replace("redis://", "");
-    let error =
-        steadfast_streams::connect(&format!("redis://app:hunter2@{address}")).await.expect_err("wrong");
+    let error = steadfast_streams::connect(&server.url_of("app:hunter2")).await.expect_err("wrong");
     assert_eq!(error.kind(), ConnectErrorKind::Refused, "{error}");
     assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
-    let broker = steadfast_streams::connect(&format!("redis://app:right@{address}")).await.expect("right");
-    assert!(broker.capabilities().server.contains(server.version()), "{:?}", broker.capabilities());
-    let database = steadfast_streams::connect(&format!("redis://app:right@{address}4711")).await;
-    assert_eq!(database.expect_err("no such database").kind(), ConnectErrorKind::Refused);
+    let broker = steadfast_streams::connect(&server.url_of("app:right")).await.expect("right");
+    let version = server.node(&bed.stream).version();
+    assert!(broker.capabilities().server.contains(version), "{:?}", broker.capabilities());
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_there_is_refused() {
+    if skipped_on_cluster("a cluster has no databases") {
+        return;
+    }
+    let url = format!("{}/4711", shared::redis_url().trim_end_matches('/'));
+    let error = steadfast_streams::connect(&url).await.expect_err("no such database");
+    assert_eq!(error.kind(), ConnectErrorKind::Refused, "{error}");
 }
 
 #[tokio::test]
 async fn acknowledgements_go_on_where_nothing_can_be_added() {
-    let server = Redis::start(&RedisOptions::new()).expect("starts");
+    let server = Server::start(&RedisOptions::new());
     let mut bed = Bed::on(&server).await;
     bed.add(&["body", "1"]);
     let mut subscription = bed.subscribe(bed.group(), 10).await;

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 use steadfast_core::{Reason, known};
-use steadfast_testbed::{Redis, RedisOptions};
+use steadfast_testbed::RedisOptions;
 
 use crate::child::{MIN_IDLE, Process, group, ledger, work};
-use crate::support::{Bed, ack, one, whole};
+use crate::support::{Bed, Server, ack, one, whole};
 
 const CONSUMERS: usize = 20;
 
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[tokio::test]
 async fn half_of_twenty_consumers_are_killed_again_and_again() {
     let all = whole(100_000, 15_000);
-    let server = Redis::start(&RedisOptions::new()).expect("starts");
+    let server = Server::start(&RedisOptions::new());
     let mut bed = Bed::on(&server).await;
     let (url, stream) = (server.url(), bed.stream.clone());
     bed.raw::<()>(&["XGROUP", "CREATE", &stream, "billing", "0", "MKSTREAM"]);
@@ -67,7 +67,7 @@ async fn half_of_twenty_consumers_are_killed_again_and_again() {
 
 #[tokio::test]
 async fn what_a_killed_consumer_held_is_redelivered_soon_after_min_idle() {
-    let server = Redis::start(&RedisOptions::new()).expect("starts");
+    let server = Server::start(&RedisOptions::new());
     let mut bed = Bed::on(&server).await;
     let stream = bed.stream.clone();
     let mut taker = Process::start("taker", &server.url(), &stream);
@@ -100,7 +100,7 @@ async fn what_a_killed_consumer_held_is_redelivered_soon_after_min_idle() {
 #[tokio::test]
 async fn a_message_that_aborts_its_process_is_dead_lettered_and_no_other() {
     const ALL: u32 = 60;
-    let server = Redis::start(&RedisOptions::new()).expect("starts");
+    let server = Server::start(&RedisOptions::new());
     let mut bed = Bed::on(&server).await;
     let (stream, dead) = (bed.stream.clone(), bed.dead());
     for id in 0..ALL {

@@ -3,12 +3,10 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join;
-use redis::aio::MultiplexedConnection;
 use redis::{Value, cmd};
 use steadfast_core::SubscribeErrorKind;
-use steadfast_testbed::shared;
 
-use crate::support::{Bed, ack, body, next, one};
+use crate::support::{AsyncClient, Bed, DEADLINE, ack, body, next, one, shared_url};
 
 const ROUNDS: usize = 10_000;
 
@@ -121,9 +119,8 @@ async fn a_consumer_that_wakes_up_under_the_reaper_loses_nothing() {
     let mut bed = Bed::shared().await;
     let (stream, group) = (bed.stream.clone(), bed.group());
     bed.raw::<()>(&["XGROUP", "CREATE", &stream, "billing", "0", "MKSTREAM"]);
-    let client = redis::Client::open(shared::redis_url()).expect("valid");
-    let mut sleeper = client.get_multiplexed_async_connection().await.expect("connects");
-    let mut writer = client.get_multiplexed_async_connection().await.expect("connects");
+    let mut sleeper = AsyncClient::connect(shared_url(), DEADLINE).await;
+    let mut writer = AsyncClient::connect(shared_url(), DEADLINE).await;
     let (mut reaped, mut held) = (0, Vec::new());
     for round in 0..ROUNDS {
         let waking = read_as(&mut sleeper, &stream, SLEEPER);
@@ -160,7 +157,7 @@ async fn a_consumer_that_wakes_up_under_the_reaper_loses_nothing() {
     assert!(reaped > ROUNDS / 10, "{reaped}");
 }
 
-async fn read_as(connection: &mut MultiplexedConnection, stream: &str, name: &str) -> String {
+async fn read_as(connection: &mut AsyncClient, stream: &str, name: &str) -> String {
     loop {
         let mut read = cmd("XREADGROUP");
         read.arg("GROUP").arg("billing").arg(name).arg("COUNT").arg(1).arg("BLOCK").arg(100);

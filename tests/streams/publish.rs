@@ -4,9 +4,9 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use steadfast_core::{Broker, Destination, HeaderValue, Outgoing, Payload, PublishErrorKind, known};
 use steadfast_streams::Options;
-use steadfast_testbed::{Redis, RedisOptions, shared};
+use steadfast_testbed::RedisOptions;
 
-use crate::support::{Bed, body, one};
+use crate::support::{Bed, Server, body, one, shared_url};
 
 #[tokio::test]
 async fn what_is_published_arrives_whole() {
@@ -73,7 +73,7 @@ async fn an_exchange_is_refused() {
 
 #[tokio::test]
 async fn a_full_server_rejects() {
-    let server = Redis::start(&RedisOptions::new()).expect("starts");
+    let server = Server::start(&RedisOptions::new());
     let mut bed = Bed::on(&server).await;
     let publisher = bed.broker.publisher().await.expect("connects");
     bed.raw::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
@@ -87,7 +87,7 @@ async fn a_full_server_rejects() {
 #[tokio::test]
 async fn a_batch_larger_than_the_window_has_a_result_for_each() {
     let mut bed = Bed::shared().await;
-    let options = Options::new(shared::redis_url()).publish_window(16);
+    let options = Options::new(shared_url()).publish_window(16);
     let broker = steadfast_streams::connect_with(options).await.expect("connects");
     let publisher = broker.publisher().await.expect("connects");
     let message = |n: usize| match n {

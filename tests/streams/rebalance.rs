@@ -6,19 +6,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use redis::{AsyncConnectionConfig, Value, cmd};
+use redis::{Value, cmd};
 use serde::{Deserialize, Serialize};
 use steadfast::prelude::*;
 use steadfast_core::{Broker, Outgoing, Tree, known};
 use steadfast_streams::{Partitioned, PartitionedGroup};
-use steadfast_testbed::{Redis, RedisOptions};
+use steadfast_testbed::RedisOptions;
 use tokio::task::JoinHandle;
 
 use crate::child::Process;
 use crate::partitions::{pending_in, shares};
-use crate::support::Bed;
+use crate::support::{AsyncClient, Bed, Server};
 
-const PARTITIONS: u16 = 8;
+pub(crate) const PARTITIONS: u16 = 8;
 const KEYS: usize = 50;
 const CHANGES: usize = 20;
 
@@ -54,11 +54,8 @@ fn ledger(stream: &str, key: &str) -> String {
 /// A member, on connections of its own.
 pub(crate) async fn member(url: &str, stream: &str, lease: Duration) -> (Supervisor, Arc<dyn Broker>) {
     let broker = steadfast::connect(url).await.expect("connects");
-    let client = redis::Client::open(url).expect("valid");
-    // the client's own limit of 500 ms would make a busy machine a failed attempt, and the retry comes back out of order
-    let patient = AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
-    let patient = patient.set_connection_timeout(Some(PATIENCE));
-    let raw = client.get_multiplexed_async_connection_with_config(&patient).await.expect("connects");
+    // a failed attempt would come back out of order
+    let raw = AsyncClient::connect(url, PATIENCE).await;
     let lists = Arc::<str>::from(stream);
     let handle = move || {
         let (raw, lists) = (raw.clone(), Arc::clone(&lists));
@@ -157,17 +154,21 @@ fn firsts(list: &[u64]) -> Vec<u64> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_key_is_handled_in_order_and_once_through_twenty_members_that_come_and_go() {
-    let server = Redis::start(&RedisOptions::new()).expect("starts");
-    let mut bed = Bed::on(&server).await;
+    let server = Server::start(&RedisOptions::new());
+    come_and_go(&server.url(), Bed::on(&server).await, CHANGES).await;
+}
+
+/// So many members join and leave under load: each key is handled in order, and each message once.
+pub(crate) async fn come_and_go(url: &str, mut bed: Bed, changes: usize) {
     let start = || async {
-        let (supervisor, broker) = member(&server.url(), &bed.stream, NEVER).await;
+        let (supervisor, broker) = member(url, &bed.stream, NEVER).await;
         supervisor.start(broker).await.expect("starts")
     };
     let mut members: Vec<Tree> = vec![start().await];
     until_even(&bed, NEVER, 1).await;
     let (stop, publishing) = publish(Arc::clone(&bed.broker) as _, &bed.stream);
     // up to four, down to one, and so on
-    for change in 0..CHANGES {
+    for change in 0..changes {
         if change % 6 < 3 {
             members.push(start().await);
         } else {
@@ -191,7 +192,7 @@ async fn each_key_is_handled_in_order_and_once_through_twenty_members_that_come_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_key_is_handled_in_order_while_members_are_killed() {
-    let server = Redis::start(&RedisOptions::new()).expect("starts");
+    let server = Server::start(&RedisOptions::new());
     let mut bed = Bed::on(&server).await;
     let start = || Process::start("member", &server.url(), &bed.stream);
     let mut members: Vec<Process> = (0..3).map(|_| start()).collect();

@@ -10,7 +10,9 @@ use steadfast_core::{Broker, Outgoing, SubscribeError, SubscribeErrorKind, Subsc
 use steadfast_streams::{Group, Stream, Streams, connect};
 use steadfast_testbed::{Redis, Sentinels};
 
-use crate::support::{ack, body, many, next};
+use crate::support::{ack, body, many, next, skipped_on_cluster};
+
+pub(crate) const WHY: &str = "sentinels know no clusters";
 
 /// Longest wait for another master: the sentinels see the loss after 3 s, and agree.
 const ELECTION: Duration = Duration::from_secs(60);
@@ -126,16 +128,25 @@ async fn survives(change: impl Fn(&Sentinels)) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_that_dies_is_replaced() {
+    if skipped_on_cluster(WHY) {
+        return;
+    }
     survives(|sentinels| sentinels.master().expect("a master").kill9().expect("killed")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_that_becomes_a_replica_is_left() {
+    if skipped_on_cluster(WHY) {
+        return;
+    }
     survives(|sentinels| sentinels.fail_over().expect("begun")).await;
 }
 
 #[tokio::test]
 async fn dead_sentinels_cost_nothing_and_a_wrong_name_is_told() {
+    if skipped_on_cluster(WHY) {
+        return;
+    }
     let sentinels = Sentinels::start().expect("starts");
     sentinels.kill_first_sentinel().expect("killed");
     connect(&sentinels.url()).await.expect("two are enough");

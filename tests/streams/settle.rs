@@ -98,7 +98,7 @@ async fn a_dead_letter_keeps_every_field_as_it_was() {
     for (name, value) in odd {
         add.arg(*name).arg(*value);
     }
-    let id: String = add.query(&mut bed.raw).expect("adds");
+    let id: String = add.query(&mut *bed.raw).expect("adds");
     let mut subscription = bed.subscribe(bed.group(), 1).await;
     let (incoming, token) = parts(one(&mut *subscription).await);
     let mut headers = Headers::new();

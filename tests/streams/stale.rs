@@ -11,8 +11,8 @@ use steadfast_testbed::{Redis, RedisOptions};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::sentinels::{end, subscribe};
-use crate::support::{DEADLINE, ack, many, nothing_for};
+use crate::sentinels::{WHY, end, subscribe};
+use crate::support::{DEADLINE, ack, many, nothing_for, skipped_on_cluster};
 
 /// Says what it is told to say, whatever is true.
 struct Puppet {
@@ -86,6 +86,9 @@ fn start() -> Redis {
 
 #[tokio::test]
 async fn a_replica_is_not_taken_for_the_master_and_one_stale_sentinel_does_not_decide() {
+    if skipped_on_cluster(WHY) {
+        return;
+    }
     let (old, new) = (start(), start());
     demote(&old, &new);
     let (stale, right) = (Puppet::naming(&old).await, Puppet::naming(&new).await);
@@ -100,6 +103,9 @@ async fn a_replica_is_not_taken_for_the_master_and_one_stale_sentinel_does_not_d
 
 #[tokio::test]
 async fn a_connection_to_a_master_that_was_demoted_is_given_up() {
+    if skipped_on_cluster(WHY) {
+        return;
+    }
     let (old, new) = (start(), start());
     let sentinel = Puppet::naming(&old).await;
     let broker = connect(&format!("redis+sentinel://{}/orders", sentinel.host())).await.expect("connects");

@@ -1,17 +1,23 @@
 //! What these tests share.
 
 use std::future::poll_fn;
+use std::io::{self, Write as _};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::{Connection, FromRedisValue, Value};
+use redis::aio::{ConnectionLike as AsyncConnectionLike, MultiplexedConnection};
+use redis::cluster::ClusterClientBuilder;
+use redis::cluster_async::ClusterConnection;
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionLike, FromRedisValue, Pipeline, RedisFuture, Value,
+};
 use steadfast_core::{
     Broker, Delivery, Destination, Incoming, Payload, Requeue, Settler, Source, Subscribe, SubscribeError,
     Subscription, Token,
 };
 use steadfast_streams::{Group, Stream, Streams};
-use steadfast_testbed::{Redis, shared, unique};
+use steadfast_testbed::{ClusterOptions, Redis, RedisCluster, RedisOptions, shared, unique};
 
 /// Longest wait for anything that must happen.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
@@ -21,37 +27,181 @@ pub(crate) fn whole(all: usize, sample: usize) -> usize {
     if std::env::var_os("STEADFAST_TEST_WHOLE").is_some() { all } else { sample }
 }
 
+/// Whether this run is on a cluster: three nodes stand wherever there would be one server, and each key is where its slot
+/// is.
+pub(crate) fn on_cluster() -> bool {
+    std::env::var_os(shared::ON_CLUSTER).is_some()
+}
+
+/// Whether this run is on a cluster, where the test that asks makes no sense; says so and why.
+pub(crate) fn skipped_on_cluster(why: &str) -> bool {
+    if on_cluster() {
+        let test = std::thread::current().name().unwrap_or("a test").to_owned();
+        // not `eprintln`, which the test harness would swallow
+        drop(writeln!(io::stderr(), "SKIPPED on a cluster: {test}: {why}"));
+    }
+    on_cluster()
+}
+
+/// What the tests share.
+pub(crate) fn shared_url() -> &'static str {
+    if on_cluster() { shared::redis_cluster_url() } else { shared::redis_url() }
+}
+
+/// What a test has to itself.
+pub(crate) enum Server {
+    One(Redis),
+    Cluster(RedisCluster),
+}
+
+impl Server {
+    pub(crate) fn start(options: &RedisOptions) -> Self {
+        if on_cluster() {
+            let options = ClusterOptions::new().node(options.clone());
+            Self::Cluster(RedisCluster::start(&options).expect("starts"))
+        } else {
+            Self::One(Redis::start(options).expect("starts"))
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        match self {
+            Self::One(server) => server.url(),
+            Self::Cluster(cluster) => cluster.url(),
+        }
+    }
+
+    /// The same for somebody: `user:password`.
+    pub(crate) fn url_of(&self, user: &str) -> String {
+        self.url().replacen("://", &format!("://{user}@"), 1)
+    }
+
+    pub(crate) fn nodes(&self) -> &[Redis] {
+        match self {
+            Self::One(server) => std::slice::from_ref(server),
+            Self::Cluster(cluster) => cluster.nodes(),
+        }
+    }
+
+    /// Whoever has this key.
+    pub(crate) fn node(&self, key: &str) -> &Redis {
+        match self {
+            Self::One(server) => server,
+            Self::Cluster(cluster) => &cluster.nodes()[cluster.node_of(key).expect("answers")],
+        }
+    }
+
+    /// Ends whoever has this key, with SIGKILL.
+    pub(crate) fn kill9(&self, key: &str) {
+        self.node(key).kill9().expect("kills");
+    }
+
+    /// Starts it again, and waits until it takes this key.
+    pub(crate) fn restart(&self, key: &str) {
+        match self {
+            Self::One(server) => server.restart().expect("restarts"),
+            Self::Cluster(cluster) => {
+                cluster.restart(cluster.node_of(key).expect("answers")).expect("restarts");
+            }
+        }
+    }
+}
+
+/// A client beside ours, which follows the keys where there is a cluster.
+pub(crate) fn client(url: &str) -> Box<dyn ConnectionLike + Send> {
+    match nodes(url) {
+        Some(nodes) => {
+            let client = ClusterClientBuilder::new(nodes).build().expect("valid");
+            Box::new(client.get_connection().expect("connects"))
+        }
+        None => Box::new(Client::open(url).expect("valid").get_connection().expect("connects")),
+    }
+}
+
+/// The nodes that the URL of a cluster names.
+fn nodes(url: &str) -> Option<impl Iterator<Item = String>> {
+    let hosts = url.strip_prefix("redis+cluster://")?.split(['/', '?']).next()?;
+    Some(hosts.split(',').map(|host| format!("redis://{host}")))
+}
+
+/// The same without blocking a thread.
+#[derive(Clone)]
+pub(crate) enum AsyncClient {
+    One(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl AsyncClient {
+    /// It waits so long for each answer: the client's own limit of 500 ms would make a busy machine a failed attempt.
+    pub(crate) async fn connect(url: &str, patience: Duration) -> Self {
+        if let Some(nodes) = nodes(url) {
+            let client =
+                ClusterClientBuilder::new(nodes).connection_timeout(patience).response_timeout(patience);
+            let client = client.build().expect("valid");
+            return Self::Cluster(client.get_async_connection().await.expect("connects"));
+        }
+        let patient = AsyncConnectionConfig::new().set_response_timeout(Some(patience));
+        let patient = patient.set_connection_timeout(Some(patience));
+        let client = Client::open(url).expect("valid");
+        Self::One(client.get_multiplexed_async_connection_with_config(&patient).await.expect("connects"))
+    }
+}
+
+impl AsyncConnectionLike for AsyncClient {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::One(one) => one.req_packed_command(cmd),
+            Self::Cluster(cluster) => cluster.req_packed_command(cmd),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Self::One(one) => one.req_packed_commands(pipeline, offset, count),
+            Self::Cluster(cluster) => cluster.req_packed_commands(pipeline, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        0
+    }
+}
+
 /// A stream of its own on a server, our broker, and a client beside it.
 pub(crate) struct Bed {
     pub(crate) broker: Arc<Streams>,
-    pub(crate) raw: Connection,
+    pub(crate) raw: Box<dyn ConnectionLike + Send>,
     pub(crate) stream: String,
 }
 
 impl Bed {
     pub(crate) async fn shared() -> Self {
-        Self::at(shared::redis_url()).await
+        Self::at(shared_url()).await
     }
 
     /// With a parameter of the URL.
     pub(crate) async fn shared_as(parameter: &str) -> Self {
-        let url = shared::redis_url().trim_end_matches('/');
+        let url = shared_url().trim_end_matches('/');
         Self::at(&format!("{url}/?{parameter}")).await
     }
 
-    pub(crate) async fn on(server: &Redis) -> Self {
+    pub(crate) async fn on(server: &Server) -> Self {
         Self::at(&server.url()).await
     }
 
-    async fn at(url: &str) -> Self {
+    pub(crate) async fn at(url: &str) -> Self {
         let broker = steadfast_streams::connect(url).await.expect("connects");
-        let raw = redis::Client::open(url).expect("valid").get_connection().expect("connects");
-        Self { broker, raw, stream: unique("orders") }
+        Self { broker, raw: client(url), stream: unique("orders") }
     }
 
     /// The client beside ours connects again.
     pub(crate) fn reconnect(&mut self, url: &str) {
-        self.raw = redis::Client::open(url).expect("valid").get_connection().expect("connects");
+        self.raw = client(url);
     }
 
     pub(crate) fn group(&self) -> Group {
@@ -101,7 +251,7 @@ impl Bed {
     pub(crate) fn try_raw<T: FromRedisValue>(&mut self, command: &[&str]) -> redis::RedisResult<T> {
         let mut cmd = redis::cmd(command[0]);
         cmd.arg(&command[1..]);
-        cmd.query(&mut self.raw)
+        cmd.query(&mut *self.raw)
     }
 
     /// Adds an entry as another service would.

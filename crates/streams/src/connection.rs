@@ -100,16 +100,6 @@ impl Server {
         self.cluster.as_ref().map(Cluster::size)
     }
 
-    /// Keeps what an error says about where a key is. On a [`Link`] it is the end: another leads to where the key went.
-    pub(crate) fn learn(&self, error: RedisError) -> RedisError {
-        match self.cluster.as_ref().and_then(|cluster| cluster.learn(&error)) {
-            Some(_) => {
-                io_error(io::ErrorKind::ConnectionReset, "the key went to another node of the cluster")
-            }
-            None => error,
-        }
-    }
-
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
@@ -161,6 +151,25 @@ impl Line {
     /// Runs one command that has no key.
     pub(crate) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
         self.query(NO_KEY, command).await
+    }
+
+    /// What an error on a [`Link`] with this key is. In a cluster the key may have gone to another node: that is the end of the
+    /// link, and another leads to where the key is.
+    pub(crate) async fn on_link(&self, key: &str, error: RedisError) -> RedisError {
+        let Some(cluster) = &self.server.cluster else { return error };
+        let went = || io_error(io::ErrorKind::ConnectionReset, "the key went to another node of the cluster");
+        if cluster.learn(&error).is_some() {
+            return went();
+        }
+        // a blocked reader hears that its key is no more, even if it is on another node
+        if error.code() != Some("UNBLOCKED") {
+            return error;
+        }
+        match self.query::<String>(key, cmd("TYPE").arg(key)).await {
+            Ok(kind) if kind == "none" => error,
+            Ok(_) => went(),
+            Err(lost) => lost,
+        }
     }
 
     /// Runs one command on this node of a cluster, or on the one server.

@@ -42,7 +42,7 @@ impl Reader {
     /// Reads until it is told to stop, or until something goes wrong.
     pub(crate) async fn run(mut self) {
         if let Err(error) = self.read_on().await {
-            fail(&self.slot, error);
+            fail(&self.slot, error).await;
         }
         self.slot.reader_ends();
     }
@@ -200,10 +200,10 @@ impl Reader {
 }
 
 /// The subscription ends with this. A group that is gone is made again where this one stopped.
-pub(crate) fn fail(slot: &Slot, error: RedisError) {
+pub(crate) async fn fail(slot: &Slot, error: RedisError) {
     let group = &slot.group;
     let what = format!("read group `{}` of stream `{}`", group.name, group.stream);
-    let error = error::subscribe(&what, slot.line.server().learn(error), true);
+    let error = error::subscribe(&what, slot.line.on_link(&group.stream, error).await, true);
     if error.kind() == SubscribeErrorKind::NotFound
         && let Some(last) = slot.settled_up_to()
     {

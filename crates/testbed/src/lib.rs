@@ -8,19 +8,22 @@
 //!
 //! [`Rabbit`] and [`Redis`] each own a server, its ports on the loopback address and its folder. They can be killed,
 //! paused and restarted on the same port with the same data, which is what tests of recovery need. Tests that only need
-//! some broker share one per process through [`shared`].
+//! some broker share one per process through [`shared`]. [`RedisCluster`] and [`Sentinels`] are several servers that
+//! know each other.
 //!
 //! Everything is synchronous and from the standard library: a testbed must not depend on what it tests. It reads
 //! `/proc`, so it runs on Linux only.
 
 mod brokers;
 mod certificates;
+mod cluster;
 mod error;
 mod guard;
 mod ports;
 mod proxy;
 mod rabbit;
 mod redis;
+mod resp;
 mod sentinels;
 mod server;
 pub mod shared;
@@ -29,6 +32,7 @@ mod wire;
 
 pub use brokers::{BROKERS, BrokerSet, REDIS_SERVER, RedisServer};
 pub use certificates::{Certificates, ClientCertificates};
+pub use cluster::{ClusterOptions, RedisCluster, SlotMove};
 pub use error::{TestbedError, TestbedErrorKind};
 pub use guard::Guard;
 pub use proxy::{Proxy, Step, Wire};

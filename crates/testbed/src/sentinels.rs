@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::brokers::{BrokerSet, RedisServer};
 use crate::error::{TestbedError, TestbedErrorKind};
 use crate::ports;
 use crate::redis::{Redis, RedisOptions, probe};
-use crate::server::{Server, run_command, with_other_ports};
+use crate::server::{Server, run_command, until, with_other_ports};
 
 /// What the sentinels call the master.
 const MASTER: &str = "orders";
@@ -33,16 +32,16 @@ impl Sentinels {
         let port = master.port();
         let mut started =
             Self { servers: [master, replica], watchers: Vec::new(), brokers: BrokerSet::from_env() };
-        started.until("the replica follows", |all| {
-            Ok(all.servers[1].cli(&["INFO", "replication"])?.contains("master_link_status:up"))
+        until("the replica follows", DEADLINE, || {
+            Ok(started.servers[1].cli(&["INFO", "replication"])?.contains("master_link_status:up"))
         })?;
         for _ in 0..3 {
             started.watchers.push(with_other_ports(|| sentinel(&started.brokers, port))?);
         }
-        started.until("the sentinels know each other and the replica", |all| {
+        until("the sentinels know each other and the replica", DEADLINE, || {
             let mut known = true;
-            for sentinel in &all.watchers {
-                let told = all.ask(sentinel, &["SENTINEL", "MASTER", MASTER])?;
+            for sentinel in &started.watchers {
+                let told = started.ask(sentinel, &["SENTINEL", "MASTER", MASTER])?;
                 let fields: Vec<&str> = told.lines().collect();
                 let is = |name: &str, value: &str| fields.windows(2).any(|pair| pair == [name, value]);
                 known &= is("num-other-sentinels", "2") && is("num-slaves", "1") && is("flags", "master");
@@ -102,25 +101,6 @@ impl Sentinels {
             .args(["-e", "-p", &sentinel.port().to_string()])
             .args(arguments);
         run_command(&mut command)
-    }
-
-    fn until(
-        &self,
-        what: &str,
-        reached: impl Fn(&Self) -> Result<bool, TestbedError>,
-    ) -> Result<(), TestbedError> {
-        let give_up = Instant::now() + DEADLINE;
-        while !reached(self)? {
-            if Instant::now() > give_up {
-                return Err(TestbedError::new(
-                    TestbedErrorKind::Deadline,
-                    format!("not within {DEADLINE:?}: {what}"),
-                ));
-            }
-            // Polling external processes, up to the deadline above.
-            thread::sleep(Duration::from_millis(50));
-        }
-        Ok(())
     }
 }
 

@@ -215,6 +215,26 @@ pub(crate) fn with_other_ports<T>(start: impl Fn() -> Result<T, TestbedError>) -
         .unwrap_or_else(start)
 }
 
+/// Waits for something that servers do among themselves.
+pub(crate) fn until(
+    what: &str,
+    deadline: Duration,
+    mut reached: impl FnMut() -> Result<bool, TestbedError>,
+) -> Result<(), TestbedError> {
+    let give_up = Instant::now() + deadline;
+    while !reached()? {
+        if Instant::now() > give_up {
+            return Err(TestbedError::new(
+                TestbedErrorKind::Deadline,
+                format!("not within {deadline:?}: {what}"),
+            ));
+        }
+        // Polling external processes, up to the deadline above.
+        thread::sleep(LOOK_EVERY);
+    }
+    Ok(())
+}
+
 /// Runs a command to its end and returns what it wrote.
 pub(crate) fn run_command(command: &mut Command) -> Result<String, TestbedError> {
     let line = format!("{command:?}");

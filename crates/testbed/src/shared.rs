@@ -1,4 +1,4 @@
-//! One `RabbitMQ` and one Redis for a whole test process.
+//! One `RabbitMQ`, one Redis and one Redis Cluster for a whole test process.
 //!
 //! `cargo xtask test` starts them once for all test processes and names them in the environment. Under a plain
 //! `cargo test` each process that needs one starts its own, and the guard ends it: a `static` is never dropped.
@@ -11,6 +11,7 @@ use std::env;
 use std::fmt::Display;
 use std::sync::OnceLock;
 
+use crate::cluster::{ClusterOptions, RedisCluster};
 use crate::rabbit::{Rabbit, RabbitOptions};
 use crate::redis::{Redis, RedisOptions};
 
@@ -18,6 +19,10 @@ use crate::redis::{Redis, RedisOptions};
 pub const AMQP_URL: &str = "STEADFAST_TEST_AMQP_URL";
 /// The variable that names a Redis to share.
 pub const REDIS_URL: &str = "STEADFAST_TEST_REDIS_URL";
+/// The variable that names a Redis Cluster to share, as `redis+cluster://host:port,host:port`.
+pub const REDIS_CLUSTER_URL: &str = "STEADFAST_TEST_REDIS_CLUSTER_URL";
+/// The variable that has the tests of Redis Streams use a cluster wherever they would use one server; any value will do.
+pub const ON_CLUSTER: &str = "STEADFAST_TEST_ON_CLUSTER";
 
 /// The address of a `RabbitMQ` that other tests use, too: name queues by [`unique`](crate::unique), and never stop it.
 ///
@@ -47,6 +52,25 @@ pub fn redis_url() -> &'static str {
             let start =
                 || Redis::start(&RedisOptions::new()).unwrap_or_else(|error| give_up("Redis", &error));
             REDIS.get_or_init(start).url()
+        })
+    })
+}
+
+/// The address of a Redis Cluster of three nodes that other tests use, too: name streams by
+/// [`unique`](crate::unique), never stop a node and never move a slot.
+///
+/// # Panics
+/// If none is named by `STEADFAST_TEST_REDIS_CLUSTER_URL` and none can be started.
+pub fn redis_cluster_url() -> &'static str {
+    static URL: OnceLock<String> = OnceLock::new();
+    static CLUSTER: OnceLock<RedisCluster> = OnceLock::new();
+    URL.get_or_init(|| {
+        named(REDIS_CLUSTER_URL).unwrap_or_else(|| {
+            let start = || {
+                RedisCluster::start(&ClusterOptions::new())
+                    .unwrap_or_else(|error| give_up("Redis Cluster", &error))
+            };
+            CLUSTER.get_or_init(start).url()
         })
     })
 }

@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use steadfast_testbed::{
-    Append, Rabbit, RabbitOptions, Redis, RedisOptions, TestbedErrorKind, shared, unique,
+    Append, ClusterOptions, Rabbit, RabbitOptions, Redis, RedisCluster, RedisOptions, TestbedErrorKind,
+    shared, unique,
 };
 
 /// Set for the helper process of `nothing_is_left_of_a_process_that_was_killed`.
@@ -61,6 +62,73 @@ fn redis_comes_back_on_its_port_with_its_data() {
     let (processes, folder) = (redis.processes(), redis.folder().to_owned());
     drop(redis);
     assert_gone(&processes, &folder);
+}
+
+#[test]
+fn a_cluster_moves_slots_and_takes_a_node_back_with_its_data() {
+    let node = RedisOptions::new().append(Append::Always);
+    let cluster = RedisCluster::start(&ClusterOptions::new().node(node)).expect("starts");
+    let own = |node: usize| cluster.unique_on(node, "kept").expect("answers");
+    let keys: Vec<String> = (0..3).map(own).collect();
+    for (node, key) in cluster.nodes().iter().zip(&keys) {
+        node.cli(&["SET", key, key]).expect("is its own");
+        node.cli(&["SET", &format!("{{{key}}}:beside"), key]).expect("is its own, too");
+    }
+    let get = |node: usize, key: &str| cluster.nodes()[node].cli(&["GET", key]);
+    let elsewhere = get(0, &keys[1]).expect_err("another's");
+    assert!(elsewhere.to_string().contains("MOVED"), "{elsewhere}");
+
+    cluster.move_slot(&keys[0], 2).expect("moves");
+    assert_eq!(cluster.node_of(&keys[0]).expect("answers"), 2);
+    assert_eq!(get(2, &keys[0]).expect("has it").trim(), keys[0]);
+    assert_eq!(get(2, &format!("{{{}}}:beside", keys[0])).expect("has it").trim(), keys[0]);
+    assert!(get(1, &keys[0]).expect_err("another's").to_string().contains("MOVED"));
+
+    let half = cluster.begin_move(&keys[1], 0).expect("begins");
+    assert_eq!(half.migrate(1).expect("moves"), 1);
+    let both = ["EXISTS", &*keys[1], &format!("{{{}}}:beside", keys[1])];
+    let error = cluster.nodes()[1].cli(&both).expect_err("half of it is there");
+    assert!(error.to_string().contains("TRYAGAIN"), "{error}");
+    half.finish().expect("ends");
+    assert_eq!(cluster.nodes()[0].cli(&both).expect("has both").trim(), "2");
+
+    cluster.kill9(2).expect("is killed");
+    assert_eq!(cluster.node_of(&keys[2]).expect("the others know"), 2);
+    cluster.nodes()[0].cli(&["SET", &keys[1], "new"]).expect("the others go on");
+    cluster.restart(2).expect("starts again");
+    assert_eq!(get(2, &keys[2]).expect("kept").trim(), keys[2]);
+    assert_eq!(get(2, &keys[0]).expect("kept").trim(), keys[0]);
+
+    let gone: Vec<_> =
+        cluster.nodes().iter().map(|node| (node.processes(), node.folder().to_owned())).collect();
+    for (processes, _) in &gone {
+        let listeners = listeners_of(processes);
+        assert_eq!(listeners.len(), 2, "one for clients, one for the other nodes: {listeners:?}");
+        assert!(listeners.iter().all(|address| address.starts_with(IPV4_LOOPBACK)), "{listeners:?}");
+    }
+    drop(cluster);
+    for (processes, folder) in gone {
+        assert_gone(&processes, &folder);
+    }
+}
+
+#[test]
+fn a_cluster_that_wants_all_of_its_slots_is_down_without_one_node() {
+    let options = ClusterOptions::new().full_coverage(true);
+    let cluster = RedisCluster::start(&options).expect("starts");
+    let key = cluster.unique_on(0, "kept").expect("answers");
+    cluster.kill9(1).expect("is killed");
+    // Polling servers that take their time to agree, up to a deadline.
+    let give_up = Instant::now() + Duration::from_secs(20);
+    loop {
+        match cluster.nodes()[0].cli(&["SET", &key, "x"]) {
+            Err(error) => break assert!(error.to_string().contains("CLUSTERDOWN"), "{error}"),
+            Ok(_) => assert!(Instant::now() < give_up, "it goes on without one of three"),
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    cluster.restart(1).expect("starts again");
+    cluster.nodes()[0].cli(&["SET", &key, "x"]).expect("is well");
 }
 
 #[test]

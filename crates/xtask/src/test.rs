@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use steadfast_testbed::{BrokerSet, RedisServer};
+use steadfast_testbed::{BrokerSet, RedisServer, shared};
 
 use crate::brokers::{self, Brokers};
 use crate::runner::{Failure, Runner};
@@ -19,6 +19,11 @@ const EVERYTHING: [&str; 3] = ["test", "--workspace", "--all-features"];
 /// with Valkey.
 const REDIS_NAMES: [&str; 2] = ["redis", "streams"];
 
+/// The tests of Redis Streams, which can use a cluster instead of one server; and which of them would be no different there:
+/// they have servers of their own kind.
+const STREAMS: &str = "streams";
+const OWN_KIND: [&str; 6] = ["cluster::", "moving::", "outages::", "sentinels::", "stale::", "tls::"];
+
 pub(crate) fn run(runner: &mut Runner, brokers: Option<&Path>, arguments: &[String]) -> Result<(), Failure> {
     install::run(runner)?;
     // Anyone's choice of tests is run once and as it is; the build is only told apart from the tests when all are run.
@@ -27,6 +32,9 @@ pub(crate) fn run(runner: &mut Runner, brokers: Option<&Path>, arguments: &[Stri
         runner.run("build the tests", build.arg("--no-run"))?;
     }
     distribution(runner, arguments)?;
+    if arguments.is_empty() {
+        on_cluster(runner)?;
+    }
     if let Some(folder) = brokers {
         let folder = std::path::absolute(folder)
             .map_err(|error| Failure::new(format!("--brokers {}: {error}", folder.display())))?;
@@ -44,6 +52,13 @@ fn distribution(runner: &mut Runner, arguments: &[String]) -> Result<(), Failure
         if chosen { runner.cargo(&["test", "--all-features"]) } else { runner.cargo(&EVERYTHING) };
     brokers.name_in(command.args(arguments));
     runner.run(&format!("test with {brokers}"), &mut command)
+}
+
+fn on_cluster(runner: &mut Runner) -> Result<(), Failure> {
+    let mut command = only(runner, &[STREAMS.to_owned()]);
+    command.arg("--").args(OWN_KIND.iter().flat_map(|name| ["--skip", name]));
+    command.env(shared::ON_CLUSTER, "1").env_remove(brokers::FOLDER).env_remove(brokers::REDIS_SERVER);
+    runner.run("test Redis Streams on a cluster", &mut command)
 }
 
 fn other_brokers(runner: &mut Runner, folder: &Path) -> Result<(), Failure> {

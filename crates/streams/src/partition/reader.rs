@@ -91,7 +91,7 @@ impl PartitionReader {
         match self.read_on().await {
             Ok(()) => {}
             Err(error) if error.code() == Some(LOST) => self.part.lose(),
-            Err(error) => fail(&slot, error),
+            Err(error) => fail(&slot, error).await,
         }
         slot.reader_ends();
     }
