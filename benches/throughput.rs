@@ -99,6 +99,6 @@ fn contests(arguments: &Arguments) -> Vec<Box<dyn Contest>> {
         contests.push(Box::new(Panics::new("panics-redis", url, 160_000)));
     }
     contests.push(Box::new(Embedded));
-    contests.push(Box::new(Panics::new("panics-embedded", "embedded:", 1_000_000)));
+    contests.push(Box::new(Panics::new("panics-embedded", "embedded:", 400_000)));
     contests
 }

@@ -74,14 +74,8 @@ async fn run(url: &str, panics: bool, messages: u64) -> Result<Spent, BoxError> 
     let broker = steadfast::connect(url).await?;
     let queue = format!("benches.panics.{}", std::process::id());
     broker.declare(&Source::queue(&*queue)).await?;
-    let publisher = broker.publisher().await?;
-    // an embedded queue holds no more than it has room for, so it is filled meanwhile
-    let ahead = if url.starts_with("embedded") { 0 } else { messages };
-    publish(&*publisher, &queue, 0..ahead).await?;
-    let rest = tokio::spawn({
-        let queue = queue.clone();
-        async move { publish(&*publisher, &queue, ahead..messages).await }
-    });
+    // all of them, and before: a publisher at work decides how often a consumer that is faster finds nothing
+    publish(&*broker.publisher().await?, &queue, messages).await?;
     let poison = messages.div_ceil(EVERY);
     let (meter, spent) = Meter::new(messages - poison);
     let consumer = Consumer::new("counting", Source::queue(&*queue))
@@ -93,7 +87,6 @@ async fn run(url: &str, panics: bool, messages: u64) -> Result<Spent, BoxError> 
         spent = spent => spent?,
         ended = tree.ended() => return Err(format!("the consumer ended early: {ended:?}").into()),
     };
-    rest.await??;
     // nothing is left behind for the next round
     let dead = || tree.consumers().first().map_or(0, |consumer| consumer.stats.dead_total());
     while panics && dead() < poison {
@@ -103,14 +96,9 @@ async fn run(url: &str, panics: bool, messages: u64) -> Result<Spent, BoxError> 
     Ok(spent)
 }
 
-async fn publish(
-    publisher: &dyn Publisher,
-    queue: &str,
-    numbers: std::ops::Range<u64>,
-) -> Result<(), BoxError> {
-    let end = numbers.end;
-    for first in numbers.step_by(usize::try_from(WINDOW)?) {
-        let sending = (first..end.min(first + WINDOW)).map(|number| async move {
+async fn publish(publisher: &dyn Publisher, queue: &str, messages: u64) -> Result<(), BoxError> {
+    for first in (0..messages).step_by(usize::try_from(WINDOW)?) {
+        let sending = (first..messages.min(first + WINDOW)).map(|number| async move {
             publisher.send(Outgoing::new(queue, Order::new(number).encode()?)).await?;
             Ok::<_, BoxError>(())
         });

@@ -34,6 +34,10 @@ use crate::unsettled::{Ack, Slot, Unsettled};
 /// Copies that may be unconfirmed at once.
 const COPIES: usize = 256;
 
+/// How long acknowledgements wait behind a delivery whose copy is under way, to go along with its own in one frame: as long
+/// as a consumer holds them back itself.
+const HOLD_BACK: Duration = Duration::from_millis(5);
+
 /// A quorum queue's client within the broker passes at most 32 commands on to the log, and keeps the rest in the channel
 /// until some of them are applied: a channel that closes before that takes them along, and what was acknowledged is
 /// delivered again. No answer of the broker tells, so after more frames than this the last ones are given [`CALM`].
@@ -62,6 +66,8 @@ pub(crate) struct AmqpSettler {
 pub(crate) struct Book {
     unsettled: Unsettled<AMQPProperties>,
     acks: Vec<Ack>,
+    /// Acknowledgements that wait behind a delivery whose copy is under way.
+    kept: usize,
     /// Frames written with less than [`CALM`] between them, and when the last one was.
     burst: usize,
     written: Option<Instant>,
@@ -71,7 +77,7 @@ pub(crate) struct Book {
 
 impl Book {
     pub(crate) const fn new() -> Self {
-        Self { unsettled: Unsettled::new(), acks: Vec::new(), burst: 0, written: None, abandoned: false }
+        Self { unsettled: Unsettled::new(), acks: Vec::new(), kept: 0, burst: 0, written: None, abandoned: false }
     }
 }
 
@@ -127,11 +133,17 @@ impl AmqpSettler {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_acks(&self, book: &mut Book) {
+    /// As many as the broker need not have at once to go on: it sends as many again as were acknowledged.
+    fn most_kept(&self) -> usize {
+        usize::from(self.prefetch) / 2
+    }
+
+    /// Writes acknowledgements, but for at most `keep` that may wait for a copy.
+    fn write_acks(&self, book: &mut Book, keep: usize) {
         if book.abandoned {
             return;
         }
-        book.unsettled.flush(&mut book.acks);
+        book.kept = book.unsettled.flush(keep, &mut book.acks);
         if !book.acks.is_empty() && self.kind != QueueKind::Classic {
             let now = Instant::now();
             let calm = book.written.replace(now).is_none_or(|before| now - before >= CALM);
@@ -157,7 +169,7 @@ impl AmqpSettler {
         if !self.channel.status().connected() || !book.unsettled.mark(token.0, slot(token)) {
             return Err(self.gone());
         }
-        self.write_acks(&mut book);
+        self.write_acks(&mut book, self.most_kept());
         Ok(())
     }
 
@@ -190,7 +202,8 @@ impl AmqpSettler {
         SettleError::new(SettleErrorKind::NotStored, format!("copy a message of `{}`: {why}", self.queue))
     }
 
-    async fn publish(&self, letter: Letter) -> Result<(), Fate> {
+    /// Publishes the copy of a delivery, and keeps for a moment what is acknowledged behind it.
+    async fn publish(&self, token: Token, letter: Letter) -> Result<(), Fate> {
         let pipe = match self.pipe.get() {
             Some(pipe) => pipe,
             None => match runtime::handle() {
@@ -198,7 +211,28 @@ impl AmqpSettler {
                 Err(_) => return Err(Fate::Crowded("there is no runtime to publish on")),
             },
         };
-        pipe.send(letter).await
+        let mut fate = pin!(pipe.send(letter));
+        self.expect(token, true);
+        match within(HOLD_BACK, fate.as_mut()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(fate)) => {
+                self.expect(token, false);
+                Err(fate)
+            }
+            Err(_) => {
+                self.expect(token, false);
+                fate.await
+            }
+        }
+    }
+
+    /// Whether a delivery is expected to be acknowledged soon. If not, what waits behind it goes.
+    fn expect(&self, token: Token, soon: bool) {
+        let mut book = self.book();
+        book.unsettled.expect(token.0, slot(token), soon);
+        if book.kept > 0 && !soon {
+            self.write_acks(&mut book, self.most_kept());
+        }
     }
 
     async fn retry(&self, message: &Incoming, token: Token, requeue: &Requeue) -> Result<(), SettleError> {
@@ -208,7 +242,7 @@ impl AmqpSettler {
             }
             let queue = self.delays.queue_for(requeue.after).await?;
             let route = (ShortString::default(), self.short(&queue)?);
-            match self.publish(self.letter(message, token, &requeue.headers, route)?).await {
+            match self.publish(token, self.letter(message, token, &requeue.headers, route)?).await {
                 Ok(()) => return self.settle_original(token),
                 // the delay's queue expired or was deleted: once more, with a new one
                 Err(Fate::Unroutable(_)) if !last_try => self.delays.forget(requeue.after).await,
@@ -222,7 +256,7 @@ impl AmqpSettler {
         let destination = &self.dead_letters;
         let route =
             (self.short(destination.exchange_name().unwrap_or_default())?, self.short(destination.name())?);
-        match self.publish(self.letter(message, token, letter.headers(), route)?).await {
+        match self.publish(token, self.letter(message, token, letter.headers(), route)?).await {
             Ok(()) => self.settle_original(token),
             Err(fate) => {
                 if let (Fate::Unroutable(_), None) = (&fate, destination.exchange_name()) {
@@ -249,7 +283,14 @@ impl AmqpSettler {
 
 impl Settler for AmqpSettler {
     fn ack(&self, token: Token) {
-        self.book().unsettled.mark(token.0, slot(token));
+        let mut book = self.book();
+        book.unsettled.mark(token.0, slot(token));
+        if book.kept > 0 {
+            book.kept += 1;
+            if book.kept > self.most_kept() {
+                self.write_acks(&mut book, self.most_kept());
+            }
+        }
     }
 
     fn release(&self, token: Token) {
@@ -278,12 +319,12 @@ impl Settler for AmqpSettler {
     }
 
     fn flush(&self) {
-        self.write_acks(&mut self.book());
+        self.write_acks(&mut self.book(), self.most_kept());
     }
 
     fn finish(&self) -> BoxFuture<'_, Result<(), SettleError>> {
         async {
-            self.flush();
+            self.write_acks(&mut self.book(), 0);
             if !self.channel.status().connected() {
                 return Err(self.gone());
             }

@@ -1,13 +1,15 @@
 //! THE path of a message: decode -> layers -> handler -> decide -> settle.
 //!
-//! A plain async function over one delivery: it needs no actor and no broker to be tested.
+//! A plain async function over one delivery: it needs no actor and no broker to be tested. What waits for the broker at its
+//! end is handed back, so that the next message need not wait for it, too.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 
 use crate::actor::DeadLetters;
 use crate::circuit::{Pass, held};
@@ -44,29 +46,33 @@ pub(crate) struct Pipeline {
     pub(crate) abandoning: AtomicBool,
 }
 
-/// How one message's way ended, as far as the consumer cares.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Finished {
-    /// Settled by an acknowledgment that the settler may hold back until the next flush.
-    Acknowledged,
-    /// Settled in another way, or no longer ours.
-    Elsewhere,
-    /// As above, after the handler panicked with this text.
-    Panicked {
-        why: Box<str>,
-        /// The message had not failed before: what has, says nothing new about the handler.
-        first: bool,
-    },
+/// How one message's way through its handler ended, as far as the consumer cares.
+pub(crate) struct Handled {
+    /// How it is settled, where that waits for a copy to be stored; none where it was acknowledged, which the settler may
+    /// hold back until the next flush.
+    pub(crate) settling: Option<Settling>,
+    pub(crate) panicked: Option<Panicked>,
+}
+
+/// Settles a message, or finds that it is no longer ours. Needs the permit of its delivery, and the handler no more.
+pub(crate) type Settling = BoxFuture<'static, ()>;
+
+/// The handler panicked.
+pub(crate) struct Panicked {
+    /// What it said.
+    pub(crate) why: Box<str>,
+    /// The message had not failed before: what has, says nothing new about the handler.
+    pub(crate) first: bool,
 }
 
 impl Pipeline {
-    /// Takes one delivery all the way. `pass` is of the consumer's circuit breaker, where it has one.
+    /// Takes one delivery through its handler. `pass` is of the consumer's circuit breaker, where it has one.
     pub(crate) async fn run(
         self: Arc<Self>,
         handler: Arc<dyn Dispatch>,
         delivery: Delivery,
         pass: Option<Pass>,
-    ) -> Finished {
+    ) -> Handled {
         let held = Held { delivery: Some(delivery), pipeline: &self };
         let (attempt, outcome, tried) = match self.decode(&*handler, held.incoming()) {
             Ok((attempt, call)) => (attempt, self.handle(held.incoming(), attempt, call).await, true),
@@ -83,8 +89,8 @@ impl Pipeline {
             unheard = self.last_chance(&*handler, held.incoming(), attempt, *reason, failure).await;
             panic = panic.or_else(|| last_chance::panicked(unheard.as_ref()?));
         }
-        let finished = self.settle(held.take(), attempt, settlement, unheard).await;
-        panic.map_or(finished, |why| Finished::Panicked { why, first: attempt <= 1 })
+        let panicked = panic.map(|why| Panicked { why, first: attempt <= 1 });
+        Handled { settling: Self::settle(&self, held.take(), attempt, settlement, unheard), panicked }
     }
 
     fn decide(
@@ -161,65 +167,74 @@ impl Pipeline {
         }
     }
 
-    /// `unheard` is how the last chance failed.
-    async fn settle(
-        &self,
+    /// Acknowledges, or says how it is settled otherwise. `unheard` is how the last chance failed.
+    fn settle(
+        this: &Arc<Self>,
         delivery: Delivery,
         attempt: u32,
         settlement: Settlement,
         unheard: Option<Failure>,
-    ) -> Finished {
-        let counters = &*self.counters;
+    ) -> Option<Settling> {
+        let counters = &*this.counters;
         match settlement {
             Settlement::Ack => {
                 delivery.ack();
                 add(&counters.handled);
-                return Finished::Acknowledged;
+                None
             }
             Settlement::Drop(failure) => {
                 tracing::info!(target: "steadfast", id = %delivery.incoming().id(), why = %failure, "message.dropped");
                 delivery.ack();
                 add(&counters.dropped);
-                return Finished::Acknowledged;
+                None
             }
             Settlement::Snooze(after) => {
-                let id = delivery.incoming().clone();
-                match settle::requeue(delivery, &Requeue::snoozed(after), &self.patience).await {
-                    Ok(()) => add(&counters.snoozed),
-                    Err(error) => self.late(&id, &error),
-                }
+                Some(Arc::clone(this).requeue(delivery, Requeue::snoozed(after), |counters| &counters.snoozed))
             }
             Settlement::Retry { after, failure } => {
                 let requeue = Requeue::failed(&delivery, after, &failure, SystemTime::now());
-                let incoming = delivery.incoming().clone();
-                tracing::debug!(target: "steadfast", id = %incoming.id(), attempt, ?after, error = %failure.chain(), "message.retry");
-                match settle::requeue(delivery, &requeue, &self.patience).await {
-                    Ok(()) => add(&counters.retried),
-                    Err(error) => self.late(&incoming, &error),
-                }
+                let id = delivery.incoming().id();
+                tracing::debug!(target: "steadfast", %id, attempt, ?after, error = %failure.chain(), "message.retry");
+                Some(Arc::clone(this).requeue(delivery, requeue, |counters| &counters.retried))
             }
             Settlement::DeadLetter(reason, failure) => {
                 let now = SystemTime::now();
-                let mut letter = DeadLetter::new(reason, &failure, &delivery, attempt, &self.scene, now);
+                let mut letter = DeadLetter::new(reason, &failure, &delivery, attempt, &this.scene, now);
                 if let Some(failed) = unheard {
                     letter.last_chance_failed(&failed.chain());
                 }
-                self.bury(delivery, letter, &failure).await;
+                Some(Arc::clone(this).bury(delivery, letter, failure))
             }
         }
-        Finished::Elsewhere
     }
 
-    async fn bury(&self, delivery: Delivery, letter: DeadLetter, failure: &Failure) {
-        let reason = letter.reason();
-        let incoming = delivery.incoming().clone();
-        match self.dead_letters.bury(delivery, letter, self.patience.clone()).await {
-            Ok(()) => {
-                self.counters.dead(reason);
-                reply::refuse(&self.outlet, &incoming, reason, failure).await;
+    fn requeue(
+        self: Arc<Self>,
+        delivery: Delivery,
+        requeue: Requeue,
+        count: fn(&Counters) -> &AtomicU64,
+    ) -> Settling {
+        Box::pin(async move {
+            let incoming = Arc::clone(delivery.incoming());
+            match settle::requeue(delivery, &requeue, &self.patience).await {
+                Ok(()) => add(count(&self.counters)),
+                Err(error) => self.late(&incoming, &error),
             }
-            Err(error) => self.late(&incoming, &error),
-        }
+        })
+    }
+
+    fn bury(self: Arc<Self>, delivery: Delivery, letter: DeadLetter, failure: Arc<Failure>) -> Settling {
+        Box::pin(async move {
+            let reason = letter.reason();
+            let incoming = Arc::clone(delivery.incoming());
+            match self.dead_letters.bury(delivery, letter, self.patience.clone()).await {
+                Ok(()) => {
+                    self.counters.dead(reason);
+                    reply::refuse(&self.outlet, &incoming, reason, &failure).await;
+                }
+                Err(error) => self.late(&incoming, &error),
+            }
+        })
     }
 
     fn late(&self, incoming: &Incoming, error: &dyn std::error::Error) {

@@ -21,7 +21,7 @@ use crate::circuit::{Admits, Gate, Pass};
 use crate::delivery::Delivery;
 use crate::error::{BoxError, SubscribeError, chain};
 use crate::handler::Dispatch;
-use crate::pipeline::{Finished, Pipeline};
+use crate::pipeline::{Handled, Panicked, Pipeline, Settling};
 use crate::suspects::{Next, Waiting, Window, is_suspect};
 
 /// Longest that an acknowledgment is held back.
@@ -138,7 +138,10 @@ struct Session<S, F> {
     admits: Admits,
     /// When the next probe is due.
     probe_at: Pin<Box<Sleep>>,
+    /// With their handlers: at most `concurrency`.
     in_flight: FuturesUnordered<F>,
+    /// Handled, and not settled before a copy is stored: they keep their permits, and hold up nobody.
+    settling: FuturesUnordered<Settling>,
     batch: Vec<Delivery>,
     /// Acknowledgments handed to the settler since the last flush.
     unflushed: usize,
@@ -157,7 +160,7 @@ struct Session<S, F> {
 impl<S, F> Session<S, F>
 where
     S: Fn(Arc<dyn Dispatch>, u64, Delivery, Option<Pass>) -> F,
-    F: Future<Output = (u64, Finished)>,
+    F: Future<Output = (u64, Handled)>,
 {
     fn new(setup: Setup, start: S) -> Self {
         Self {
@@ -170,6 +173,7 @@ where
             admits: Admits::All,
             probe_at: Box::pin(tokio::time::sleep(HOLD_BACK)),
             in_flight: FuturesUnordered::new(),
+            settling: FuturesUnordered::new(),
             batch: Vec::new(),
             unflushed: 0,
             flush_by: Box::pin(tokio::time::sleep(HOLD_BACK)),
@@ -196,6 +200,7 @@ where
         let mut turn = 0;
         loop {
             turn += self.poll_in_flight(cx);
+            let settled = self.poll_settling(cx);
             let taken = match self.poll_subscription(cx) {
                 Poll::Ready(Err(error)) => return Poll::Ready(Ended::Subscription(error)),
                 taken => taken.is_ready(),
@@ -204,10 +209,10 @@ where
                 Poll::Ready(Err(error)) => return Poll::Ready(Ended::Factory(error)),
                 replaced => replaced.is_ready(),
             };
-            if !taken && !replaced {
+            if settled == 0 && !taken && !replaced {
                 break;
             }
-            turn += 1;
+            turn += settled.max(1);
             if turn >= TURN {
                 cx.waker().wake_by_ref();
                 break;
@@ -229,19 +234,34 @@ where
                 self.in_flight.push((self.start)(handler, self.generation, delivery, pass));
             }
             match self.in_flight.poll_next_unpin(cx) {
-                Poll::Ready(Some((generation, how))) => {
+                Poll::Ready(Some((generation, handled))) => {
+                    let waits = handled.settling.is_some();
+                    self.handled(generation, handled);
                     finished += 1;
-                    self.finished(generation, how);
+                    if waits {
+                        // at once: the broker stores the copy while the next message is handled
+                        finished += self.poll_settling(cx);
+                    }
                 }
-                Poll::Ready(None) if self.held() == 0 || !self.may_start() => break,
-                Poll::Ready(None) => {}
-                Poll::Pending => break,
+                Poll::Ready(None) | Poll::Pending => break,
             }
         }
         if finished > 0 {
             self.setup.node.progress();
         }
         finished
+    }
+
+    /// How many were settled: each makes room, and the last one may be what a suspect waits for.
+    fn poll_settling(&mut self, cx: &mut Context<'_>) -> u32 {
+        let mut settled = 0;
+        while let Poll::Ready(Some(())) = self.settling.poll_next_unpin(cx) {
+            settled += 1;
+        }
+        if settled > 0 {
+            self.setup.node.progress();
+        }
+        settled
     }
 
     fn may_start(&mut self) -> bool {
@@ -278,7 +298,7 @@ where
 
     /// What may be started now. Before a suspect is, what is done is sent: it is not to be counted along.
     fn next(&mut self) -> Option<Delivery> {
-        match self.waiting.next(self.in_flight.len(), self.concurrency)? {
+        match self.waiting.next(self.in_flight.len(), self.settling.len(), self.concurrency)? {
             Next::Beside(delivery) => Some(delivery),
             Next::Alone(suspect) => {
                 if self.unflushed > 0 {
@@ -293,27 +313,28 @@ where
 
     /// Taken and not settled.
     fn held(&self) -> usize {
-        self.in_flight.len() + self.waiting.len()
+        self.in_flight.len() + self.settling.len() + self.waiting.len()
     }
 
     /// `generation` is that of the handler it ran on; one that was replaced meanwhile says nothing about the present one.
-    fn finished(&mut self, generation: u64, how: Finished) {
+    fn handled(&mut self, generation: u64, Handled { settling, panicked }: Handled) {
         let present = generation == self.generation;
-        match how {
-            Finished::Acknowledged => {
-                self.fruitful |= present;
+        match settling {
+            Some(settling) => self.settling.push(settling),
+            None => {
                 self.unflushed += 1;
                 if self.unflushed >= self.setup.max_in_flight.div_ceil(2) {
                     self.flush();
                 }
             }
-            Finished::Elsewhere => self.fruitful |= present,
-            Finished::Panicked { why, first } => {
-                (self.setup.on_panic)(&why, present && first && !self.fruitful);
-                if self.setup.replace_on_panic && present && self.replacement.is_none() {
-                    self.replacement = Some((self.setup.factory)());
-                }
-            }
+        }
+        let Some(Panicked { why, first }) = panicked else {
+            self.fruitful |= present;
+            return;
+        };
+        (self.setup.on_panic)(&why, present && first && !self.fruitful);
+        if self.setup.replace_on_panic && present && self.replacement.is_none() {
+            self.replacement = Some((self.setup.factory)());
         }
     }
 
@@ -341,7 +362,13 @@ where
     }
 
     fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SubscribeError>> {
-        let window = match self.heed_circuit() {
+        let before = self.admits;
+        let admits = self.heed_circuit();
+        if admits != before {
+            // what waits here may be startable by now
+            return Poll::Ready(Ok(()));
+        }
+        let window = match admits {
             Admits::All => self.window,
             Admits::Probe => Window::Narrow,
             Admits::Nothing => return Poll::Pending,
@@ -398,11 +425,12 @@ where
             tracing::warn!(target: "steadfast", %error, consumer = %self.setup.pipeline.scene.consumer, "stop taking");
         }
         self.waiting.release();
-        while !self.in_flight.is_empty() && *orders.borrow_and_update() != Order::Abandon {
+        while self.held() > 0 && *orders.borrow_and_update() != Order::Abandon {
             tokio::select! {
                 biased;
                 changed = orders.changed() => if changed.is_err() { break },
-                done = self.in_flight.next() => if let Some((generation, how)) = done { self.finished(generation, how) },
+                Some((generation, handled)) = self.in_flight.next() => self.handled(generation, handled),
+                Some(()) = self.settling.next() => {}
             }
         }
         self.abandon().await;
@@ -412,6 +440,7 @@ where
     async fn abandon(mut self) {
         self.setup.pipeline.abandoning.store(true, Ordering::Relaxed);
         self.in_flight = FuturesUnordered::new();
+        self.settling = FuturesUnordered::new();
         self.setup.node.in_flight.store(0, Ordering::Relaxed);
         self.waiting.release();
         self.settler.flush();

@@ -1,6 +1,7 @@
 //! What the broker is told of a delivery, and telling it. Settling consumes the delivery.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::dead_letter::{DeadLetter, Reason};
@@ -78,13 +79,17 @@ pub(crate) async fn dead_letter(
     stored
 }
 
-/// Goes on trying to store a copy, and says so where it is known of: as the trouble of its consumer.
+/// Goes on trying to store copies, and says so where it is known of: as the trouble of their consumer.
 #[derive(Clone)]
-pub(crate) struct Patience(Arc<dyn Fn(Option<String>) + Send + Sync>);
+pub(crate) struct Patience {
+    say: Arc<dyn Fn(Option<String>) + Send + Sync>,
+    /// Copies that could not be stored so far.
+    unstored: Arc<AtomicUsize>,
+}
 
 impl Patience {
     pub(crate) fn new(trouble: impl Fn(Option<String>) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(trouble))
+        Self { say: Arc::new(trouble), unstored: Arc::default() }
     }
 
     async fn until_stored<F>(&self, mut store: impl FnMut() -> F) -> Result<(), SettleError>
@@ -101,20 +106,30 @@ impl Patience {
             };
             let text = format!("cannot set a message aside: {error}{}", error_source(&error));
             tracing::warn!(target: "steadfast", error = text, again_in = ?wait, "message.not_stored");
-            (self.0)(Some(text));
-            told.get_or_insert_with(|| Told(self));
+            told.get_or_insert_with(|| Told::of(self));
+            (self.say)(Some(text));
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(10));
         }
     }
 }
 
-/// Takes the trouble back, however the trying ends: stored, no longer ours, or dropped with its session.
+/// One copy's trouble. The last one takes it back, however the trying ends: stored, no longer ours, or dropped with its
+/// session.
 struct Told<'a>(&'a Patience);
+
+impl<'a> Told<'a> {
+    fn of(patience: &'a Patience) -> Self {
+        patience.unstored.fetch_add(1, Ordering::Relaxed);
+        Self(patience)
+    }
+}
 
 impl Drop for Told<'_> {
     fn drop(&mut self) {
-        (self.0.0)(None);
+        if self.0.unstored.fetch_sub(1, Ordering::Relaxed) == 1 {
+            (self.0.say)(None);
+        }
     }
 }
 
@@ -159,6 +174,28 @@ mod tests {
         assert!(!matches!(ended, Ok(Ok(()))));
         let said = said.lock().expect("whole");
         said.clone()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trouble_lasts_as_long_as_one_copy_is_not_stored() {
+        let (trouble, seen) = tokio::sync::watch::channel(false);
+        let patience = Patience::new(move |text: Option<String>| {
+            trouble.send_replace(text.is_some());
+        });
+        let store = |failures: u32| {
+            let (patience, mut left) = (patience.clone(), failures);
+            async move {
+                let store = || {
+                    let kind = if left == 0 { SettleErrorKind::Gone } else { SettleErrorKind::NotStored };
+                    left = left.saturating_sub(1);
+                    std::future::ready(Err(SettleError::new(kind, "store a copy")))
+                };
+                patience.until_stored(store).await
+            }
+        };
+        let longer = tokio::spawn(store(5));
+        assert!(store(1).await.is_err() && *seen.borrow());
+        assert!(longer.await.expect("runs").is_err() && !*seen.borrow());
     }
 
     #[tokio::test(start_paused = true)]

@@ -80,17 +80,18 @@ impl Waiting {
         }
     }
 
-    /// What may be started beside so many: in order of arrival those that are no suspects, and when nothing is at work one
-    /// that is.
-    pub(crate) fn next(&mut self, in_flight: usize, concurrency: usize) -> Option<Next> {
-        self.alone &= in_flight > 0;
+    /// What may be started beside so many that are with their handlers and so many that are being settled: in order of
+    /// arrival those that are no suspects, and when nothing is unsettled one that is.
+    pub(crate) fn next(&mut self, in_flight: usize, settling: usize, concurrency: usize) -> Option<Next> {
+        let unsettled = in_flight + settling;
+        self.alone &= unsettled > 0;
         if self.alone || in_flight >= concurrency {
             return None;
         }
         if let Some(delivery) = self.others.pop_front() {
             return Some(Next::Beside(delivery));
         }
-        let suspect = if in_flight == 0 { self.suspects.pop_front() } else { None };
+        let suspect = if unsettled == 0 { self.suspects.pop_front() } else { None };
         self.alone = suspect.is_some();
         suspect.map(Next::Alone)
     }

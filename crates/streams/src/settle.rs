@@ -209,15 +209,17 @@ impl StreamSettler {
             error::settle(&format!("{what} of {}/{}", self.slot.group.stream, id(token)), error)
         };
         loop {
-            let (slot, target, given) = (Arc::clone(&self.slot), target.clone(), arguments.clone());
+            let (slot, target) = (Arc::clone(&self.slot), target.clone());
             let ran = runtime::run(async move {
-                let said = copy_to(&slot, script, &target, &given).await;
+                let said = copy_to(&slot, script, &target, &arguments).await;
                 if matches!(said, Ok(STORED | NOT_OURS)) {
                     slot.settled(token);
                 }
-                said
+                (said, arguments)
             });
-            match ran.await.map_err(RedisError::from).and_then(|said| said).map_err(failed)? {
+            let (said, given) = ran.await.map_err(RedisError::from).map_err(failed)?;
+            arguments = given;
+            match said.map_err(failed)? {
                 STORED => return Ok(()),
                 TRIMMED if fields.is_empty() => {
                     tracing::warn!(id = %id(token), "the entry was trimmed while it was pending: storing what was read of it");

@@ -99,11 +99,10 @@ async fn send(
 
 /// The command that calls a script with these keys and arguments.
 pub(crate) fn evaluate(script: &Script, keys: &[&str], arguments: &[Vec<u8>]) -> Cmd {
-    let mut command = cmd("EVALSHA");
-    command.arg(script.get_hash()).arg(keys.len()).arg(keys);
-    for argument in arguments {
-        command.arg(argument.as_slice());
-    }
+    // the client's own way copies every argument twice
+    let size: usize = keys.iter().map(|key| key.len()).chain(arguments.iter().map(Vec::len)).sum();
+    let mut command = Cmd::with_capacity(3 + keys.len() + arguments.len(), size + 64);
+    command.arg("EVALSHA").arg(script.get_hash()).arg(keys.len()).arg(keys).arg(arguments);
     command
 }
 

@@ -1,28 +1,27 @@
-//! The dead-letter actor: makes poison messages safe, then settles them.
+//! Burials: poison messages are made safe in the dead letters, and settled then. And the dead-letter actor, which finishes
+//! what a consumer leaves half done.
 //!
-//! It owns deliveries from the moment a consumer gives them up until the broker has confirmed the copy. Its mailbox holds
-//! at most what its consumers have permits for: a consumer's permit is kept until the answer.
+//! A burial runs where it is awaited, on its consumer's task. Dropped before its end it goes to the actor, which outlives
+//! every consumer. The mailbox holds at most what consumers had permits for.
 
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures_util::future::BoxFuture;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::dead_letter::DeadLetter;
 use crate::delivery::Delivery;
-use crate::error::{SettleError, SettleErrorKind};
+use crate::error::SettleError;
 use crate::settle::{self, Patience};
 
-/// Where consumers send their poison messages.
+/// Where consumers bury their poison messages.
 #[derive(Clone, Debug)]
-pub(crate) struct DeadLetters(ActorRef<Burial>);
+pub(crate) struct DeadLetters(ActorRef<Work>);
 
-/// One poison message on its way.
-pub(crate) struct Burial {
-    delivery: Delivery,
-    letter: DeadLetter,
-    patience: Patience,
-    done: oneshot::Sender<Result<(), SettleError>>,
-}
+/// What is left to do for a message.
+type Work = BoxFuture<'static, Result<(), SettleError>>;
 
 impl DeadLetters {
     /// Starts the actor. One serves a whole tree: it is started before the root and stopped after it.
@@ -35,65 +34,74 @@ impl DeadLetters {
     }
 
     /// Resolves when the message is safe in the dead letters and settled, or is no longer ours.
-    pub(crate) async fn bury(
-        &self,
-        delivery: Delivery,
-        letter: DeadLetter,
-        patience: Patience,
-    ) -> Result<(), SettleError> {
-        let (done, answer) = oneshot::channel();
-        match self.0.cast(Burial { delivery, letter, patience, done }) {
-            Ok(()) => answer.await.unwrap_or_else(|_| Err(gone())),
-            Err(_) => Err(gone()),
-        }
+    pub(crate) fn bury(&self, delivery: Delivery, letter: DeadLetter, patience: Patience) -> Burial {
+        Burial { work: Some(Box::pin(bury(delivery, letter, patience))), heir: self.0.clone() }
     }
 }
 
-fn gone() -> SettleError {
-    SettleError::new(
-        SettleErrorKind::Gone,
-        "dead-letter a message: the dead-letter actor ended; it is delivered again",
-    )
+/// One poison message on its way.
+pub(crate) struct Burial {
+    /// None once it is done.
+    work: Option<Work>,
+    heir: ActorRef<Work>,
+}
+
+impl Future for Burial {
+    type Output = Result<(), SettleError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(work) = &mut self.work else { return Poll::Pending };
+        let buried = ready!(work.as_mut().poll(cx));
+        self.work = None;
+        Poll::Ready(buried)
+    }
+}
+
+impl Drop for Burial {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take() {
+            // where the actor is gone, too, the message is the broker's again
+            drop(self.heir.cast(work));
+        }
+    }
 }
 
 struct DeadLetterActor;
 
 impl Actor for DeadLetterActor {
-    type Msg = Burial;
+    type Msg = Work;
     type State = JoinSet<()>;
     type Arguments = ();
 
-    async fn pre_start(&self, _: ActorRef<Burial>, (): ()) -> Result<JoinSet<()>, ActorProcessingErr> {
+    async fn pre_start(&self, _: ActorRef<Work>, (): ()) -> Result<JoinSet<()>, ActorProcessingErr> {
         Ok(JoinSet::new())
     }
 
     /// Burials run side by side: one that the broker keeps waiting must not hold up the rest.
     async fn handle(
         &self,
-        _: ActorRef<Burial>,
-        burial: Burial,
+        _: ActorRef<Work>,
+        work: Work,
         burials: &mut JoinSet<()>,
     ) -> Result<(), ActorProcessingErr> {
         while burials.try_join_next().is_some() {}
-        burials.spawn(bury(burial));
+        // its consumer is gone: nobody waits for the answer
+        burials.spawn(async move { drop(work.await) });
         Ok(())
     }
 }
 
-async fn bury(Burial { delivery, letter, patience, done }: Burial) {
+async fn bury(delivery: Delivery, letter: DeadLetter, patience: Patience) -> Result<(), SettleError> {
     let incoming = delivery.incoming().clone();
-    let buried = settle::dead_letter(delivery, &letter, &patience).await;
-    if buried.is_ok() {
-        let header = |name| letter.headers().get(name).map(ToString::to_string).unwrap_or_default();
-        tracing::warn!(
-            target: "steadfast",
-            id = %incoming.id(),
-            reason = %letter.reason(),
-            error = %header(crate::known::ERROR),
-            consumer = %header(crate::known::CONSUMER),
-            "message.dead"
-        );
-    }
-    // the consumer may have been stopped meanwhile: then nobody waits for the answer
-    let _ = done.send(buried);
+    settle::dead_letter(delivery, &letter, &patience).await?;
+    let header = |name| letter.headers().get(name).map(ToString::to_string).unwrap_or_default();
+    tracing::warn!(
+        target: "steadfast",
+        id = %incoming.id(),
+        reason = %letter.reason(),
+        error = %header(crate::known::ERROR),
+        consumer = %header(crate::known::CONSUMER),
+        "message.dead"
+    );
+    Ok(())
 }

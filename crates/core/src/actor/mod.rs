@@ -3,7 +3,7 @@
 //! ```text
 //!   Tree (what main holds)
 //!    └─ supervisor "shop"            one for one, restart intensity 10 in 5 minutes
-//!        ├─ dead letters             makes poison messages safe, then settles them
+//!        ├─ dead letters             finishes what a consumer left to bury when it ended
 //!        ├─ consumer "billing"       owns one session: a channel or a group slot, and what is in flight on it
 //!        ├─ consumer "shipping"
 //!        ├─ connection, publisher       the broker's other ends, where the application wants them in the tree
@@ -12,9 +12,9 @@
 //! ```
 //!
 //! - *one for one*, because consumers do not depend on one another: one that fails is started again alone.
-//! - The dead-letter actor starts before the consumers and is stopped after them, since their last messages may need it.
+//! - The dead-letter actor starts before the consumers and is stopped after them, since they leave it their last messages.
 //! - Actors own lifetimes, not messages. The message path is [`pipeline`](crate::pipeline), which runs on the session's
-//!   task; only dead letters pass through a mailbox, and each of them holds one of its consumer's permits.
+//!   task; only burials that are half done when it ends pass through a mailbox, at most as many as it had permits.
 //! - Only `supervisor.rs`, `incarnation.rs`, `consumer.rs`, `dead_letter.rs`, `task.rs` and `spec.rs` here say `ractor`.
 
 mod backoff;

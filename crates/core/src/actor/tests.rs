@@ -185,6 +185,44 @@ async fn a_copy_that_cannot_be_stored_is_tried_until_it_can() {
     tree.drain().await.expect("drains");
 }
 
+/// A broker that takes no copies costs the permits of those that wait for it, and no more.
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_waits_to_be_stored_holds_up_no_other_message() {
+    for order in ["reject", "fail", "panic"] {
+        let broker = Scripted::new();
+        broker.script().store.extend([SettleErrorKind::NotStored; 4]);
+        let tree = start(&broker, consumer().concurrency(1).max_in_flight(2)).await;
+        broker.body(&format!("{order:?}"));
+        for _ in 0..5 {
+            broker.body("\"ok\"");
+        }
+        let told = settled(&broker.until(|told| settled(told).len() == 6).await);
+        let handled: Vec<_> = (2..=6).map(Told::Acked).collect();
+        assert_eq!(told[..5], handled, "{order}");
+        assert!(matches!(told[5], Told::Dead(1, _) | Told::Requeued(1, _)), "{order}: {told:?}");
+        assert_eq!(broker.script().most_room, 2, "the copy keeps its permit");
+        tree.drain().await.expect("drains");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_is_stored_though_its_consumer_did_not_wait_for_it() {
+    let broker = Scripted::new();
+    // 100 ms doubling to 10 s: the last of them fails after the deadline of a stop
+    broker.script().store.extend([SettleErrorKind::NotStored; 8]);
+    let tree = start(&broker, consumer()).await;
+    broker.body("\"reject\"");
+    tokio::time::sleep(10.millis()).await;
+    assert_eq!(broker.script().store.len(), 7, "it was tried");
+    let stopped = Instant::now();
+    tree.stop("c").await.expect("there");
+    let told = broker.until(|told| !settled(told).is_empty()).await;
+    assert!(stopped.elapsed() > 8.secs(), "{:?}", stopped.elapsed());
+    assert_eq!(settled(&told), [Told::Dead(1, Reason::Rejected)]);
+    assert!(told.contains(&Told::Closed), "{told:?}");
+    tree.drain().await.expect("drains");
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_outage_of_any_length_spends_no_intensity() {
     let broker = Scripted::new();
@@ -482,6 +520,22 @@ async fn a_suspect_runs_with_nothing_else_unsettled() {
         1,
         "{told:?}"
     );
+    tree.drain().await.expect("drains");
+}
+
+/// Its own copy, and those of others: whichever is not stored is unsettled.
+#[tokio::test(start_paused = true)]
+async fn a_suspect_waits_for_copies_and_others_for_its_own() {
+    let broker = Scripted::new();
+    broker.script().store.extend([SettleErrorKind::NotStored; 5]);
+    counted(&broker, &[("reject", 0), ("reject", 2)]);
+    let tree = start(&broker, consumer().concurrency(4)).await;
+    let told = broker.until(|told| settled(told).len() == 2).await;
+    assert_eq!(settled(&told), [Told::Dead(1, Reason::Rejected), Told::Dead(2, Reason::Rejected)]);
+    broker.script().store.extend([SettleErrorKind::NotStored; 5]);
+    counted(&broker, &[("reject", 2), ("ok", 0)]);
+    let told = broker.until(|told| settled(told).len() == 4).await;
+    assert_eq!(settled(&told)[2..], [Told::Dead(3, Reason::Rejected), Told::Acked(4)]);
     tree.drain().await.expect("drains");
 }
 
