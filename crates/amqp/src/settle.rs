@@ -77,7 +77,14 @@ pub(crate) struct Book {
 
 impl Book {
     pub(crate) const fn new() -> Self {
-        Self { unsettled: Unsettled::new(), acks: Vec::new(), kept: 0, burst: 0, written: None, abandoned: false }
+        Self {
+            unsettled: Unsettled::new(),
+            acks: Vec::new(),
+            kept: 0,
+            burst: 0,
+            written: None,
+            abandoned: false,
+        }
     }
 }
 
@@ -133,9 +140,10 @@ impl AmqpSettler {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As many as the broker need not have at once to go on: it sends as many again as were acknowledged.
+    /// How many may wait so that the broker, which sends as many again as were acknowledged, does not run out of leave to send
+    /// before it hears of the next.
     fn most_kept(&self) -> usize {
-        usize::from(self.prefetch) / 2
+        usize::from(self.prefetch) * 5 / 8
     }
 
     /// Writes acknowledgements, but for at most `keep` that may wait for a copy.
@@ -287,7 +295,8 @@ impl Settler for AmqpSettler {
         book.unsettled.mark(token.0, slot(token));
         if book.kept > 0 {
             book.kept += 1;
-            if book.kept > self.most_kept() {
+            // some at a time: not a frame for each
+            if book.kept > self.most_kept() + usize::from(self.prefetch) / 8 {
                 self.write_acks(&mut book, self.most_kept());
             }
         }

@@ -118,11 +118,10 @@ impl<P> Unsettled<P> {
         }
         let mut marked = std::mem::take(&mut self.marked);
         marked.retain(|(tag, at)| self.slots[*at].tag == *tag);
-        if marked.len() > keep || !self.head.is_some_and(|at| self.slots[at].expected) {
-            for (tag, at) in marked.drain(..) {
-                acks.push(Ack { tag, multiple: false });
-                self.unlink(at);
-            }
+        let keep = if self.head.is_some_and(|at| self.slots[at].expected) { keep } else { 0 };
+        for (tag, at) in marked.drain(..marked.len().saturating_sub(keep)) {
+            acks.push(Ack { tag, multiple: false });
+            self.unlink(at);
         }
         self.marked = marked;
         self.marked.len()

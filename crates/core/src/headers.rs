@@ -297,6 +297,11 @@ impl Headers {
 
     /// Sets all of `other`'s over these.
     pub fn merge(&mut self, other: &Headers) {
+        if self.is_empty() {
+            self.0.clone_from(&other.0);
+            return;
+        }
+        self.0.reserve(other.len());
         for (name, value) in &other.0 {
             self.set(name.clone(), value.clone());
         }

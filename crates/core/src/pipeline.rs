@@ -189,7 +189,9 @@ impl Pipeline {
                 None
             }
             Settlement::Snooze(after) => {
-                Some(Arc::clone(this).requeue(delivery, Requeue::snoozed(after), |counters| &counters.snoozed))
+                Some(
+                    Arc::clone(this).requeue(delivery, Requeue::snoozed(after), |counters| &counters.snoozed),
+                )
             }
             Settlement::Retry { after, failure } => {
                 let requeue = Requeue::failed(&delivery, after, &failure, SystemTime::now());

@@ -319,13 +319,12 @@ where
     /// `generation` is that of the handler it ran on; one that was replaced meanwhile says nothing about the present one.
     fn handled(&mut self, generation: u64, Handled { settling, panicked }: Handled) {
         let present = generation == self.generation;
-        match settling {
-            Some(settling) => self.settling.push(settling),
-            None => {
-                self.unflushed += 1;
-                if self.unflushed >= self.setup.max_in_flight.div_ceil(2) {
-                    self.flush();
-                }
+        if let Some(settling) = settling {
+            self.settling.push(settling);
+        } else {
+            self.unflushed += 1;
+            if self.unflushed >= self.setup.max_in_flight.div_ceil(2) {
+                self.flush();
             }
         }
         let Some(Panicked { why, first }) = panicked else {
