@@ -5,19 +5,17 @@
 
 use std::fmt;
 use std::future::pending;
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lapin::{Channel, Connection, ConnectionProperties};
 use steadfast_core::{ConnectError, ConnectErrorKind};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, watch};
 
 use crate::error::{Fault, Sort, Trouble, sort};
 use crate::link::{self, Cut, Kit, ServerName};
 use crate::options::Options;
-use crate::returns::{Returns, Watched};
 use crate::runtime::{self, within};
 
 /// How often a connection that is watched is looked at.
@@ -36,9 +34,7 @@ pub(crate) struct Lane {
     /// No connection may be opened any more.
     closed: AtomicBool,
     /// Publishes under way, which closing waits for.
-    under_way: AtomicUsize,
-    /// Nothing is under way on a lane that is closing.
-    idle: Notify,
+    under_way: watch::Sender<usize>,
 }
 
 #[derive(Default)]
@@ -51,7 +47,6 @@ struct State {
 pub(crate) struct Live {
     connection: Connection,
     cut: Cut,
-    watched: Watched,
     limit: Duration,
 }
 
@@ -65,8 +60,7 @@ impl Lane {
             attempts: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            under_way: AtomicUsize::new(0),
-            idle: Notify::new(),
+            under_way: watch::Sender::new(0),
         }
     }
 
@@ -131,35 +125,23 @@ impl Lane {
 
     /// Counts something as under way until the answer is dropped; none where the lane is closed.
     pub(crate) fn enter(&self) -> Option<UnderWay<'_>> {
-        // in one order with `close`: either it sees this one, or this one sees that it is closing
-        self.under_way.fetch_add(1, Ordering::SeqCst);
-        let entered = UnderWay(self);
-        (!self.closing.load(Ordering::SeqCst)).then_some(entered)
+        self.under_way.send_modify(|count| *count += 1);
+        let entered = UnderWay(&self.under_way);
+        (!self.closing.load(Ordering::Acquire)).then_some(entered)
     }
 
     /// Closes the connection when nothing is under way any more, and refuses to open another.
     pub(crate) async fn close(&self) {
-        self.closing.store(true, Ordering::SeqCst);
+        self.closing.store(true, Ordering::Release);
+        let mut under_way = self.under_way.subscribe();
         // each of them has a deadline of its own; past it there is nothing to wait for
-        let _ = within(self.options.deadline(), self.until_idle()).await;
+        let _ = within(self.options.deadline(), under_way.wait_for(|count| *count == 0)).await;
         self.closed.store(true, Ordering::Release);
         let live = self.state.lock().await.live.take();
         if let Some(live) = live.filter(|live| live.is_open()) {
             // whoever waits for an answer that does not come has nothing left to lose
             let _ = live.request(live.connection.close(200, "closed".into())).await;
             live.cut.cut();
-        }
-    }
-
-    async fn until_idle(&self) {
-        loop {
-            let mut idle = pin!(self.idle.notified());
-            // from here on a notification is not missed
-            idle.as_mut().enable();
-            if self.under_way.load(Ordering::SeqCst) == 0 {
-                return;
-            }
-            idle.await;
         }
     }
 
@@ -183,19 +165,17 @@ impl Lane {
         let runtime = runtime::handle()
             .map_err(|error| self.fault(ConnectErrorKind::Unreachable, &error.to_string(), None))?;
         let (options, role, server) = (Arc::clone(&self.options), self.role, Arc::clone(&self.server));
-        let (cut, watched, limit) = (Cut::default(), Watched::default(), self.options.request_timeout());
-        let ends = (cut.clone(), watched.clone());
+        let (cut, limit) = (Cut::default(), self.options.request_timeout());
+        let watched = cut.clone();
         let attempt = runtime.spawn(async move {
-            let (cut, watched) = ends;
-            let opened =
-                within(limit, open(options, address, role, server, cut.clone(), watched, runtime)).await;
+            let opened = within(limit, open(options, address, role, server, cut.clone(), runtime)).await;
             if opened.is_err() {
                 cut.cut();
             }
             opened
         });
         match attempt.await {
-            Ok(Ok(Ok(connection))) => Ok(Live { connection, cut, watched, limit }),
+            Ok(Ok(Ok(connection))) => Ok(Live { connection, cut: watched, limit }),
             Ok(Ok(Err(error))) => Err(self.refused(error)),
             Ok(Err(runtime::Elapsed)) => {
                 let why = format!("no answer within {limit:?}");
@@ -223,14 +203,11 @@ impl Lane {
 }
 
 /// See [`Lane::enter`].
-pub(crate) struct UnderWay<'a>(&'a Lane);
+pub(crate) struct UnderWay<'a>(&'a watch::Sender<usize>);
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        let lane = self.0;
-        if lane.under_way.fetch_sub(1, Ordering::SeqCst) == 1 && lane.closing.load(Ordering::SeqCst) {
-            lane.idle.notify_waiters();
-        }
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 
@@ -253,11 +230,6 @@ impl Live {
         self.connection.status().blocked()
     }
 
-    /// Notes what comes back to a channel that was just opened; see [`Watched::watch`].
-    pub(crate) fn watch(&self, channel: &Channel, most: usize) -> Arc<Returns> {
-        self.watched.watch(channel.id(), most)
-    }
-
     /// Largest frame that was agreed on, in bytes.
     pub(crate) fn frame_max(&self) -> usize {
         usize::try_from(self.connection.configuration().frame_max()).unwrap_or(usize::MAX)
@@ -278,7 +250,7 @@ impl Live {
     }
 }
 
-pub(crate) fn lost() -> Trouble {
+fn lost() -> Trouble {
     let what = "the connection was lost".to_owned();
     Trouble::Connect(Fault { kind: ConnectErrorKind::Unreachable, what, source: None })
 }
@@ -289,14 +261,12 @@ async fn open(
     role: &'static str,
     server: ServerName,
     cut: Cut,
-    watched: Watched,
     runtime: &tokio::runtime::Handle,
 ) -> lapin::Result<Connection> {
     let name = format!("{} ({role})", options.name());
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let uri = options.uri();
-    let dial =
-        async move |_, _| Ok(link::open(&options, options.host(address), &cut, &server, &watched).await?);
+    let dial = async move |_, _| Ok(link::open(&options, options.host(address), &cut, &server).await?);
     let kit = async_rs::Runtime::new(Kit::new(runtime));
     Connection::connector(uri, kit, dial, properties).await
 }

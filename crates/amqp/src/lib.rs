@@ -5,7 +5,7 @@
 //!         │                         └─ settle ◄──────────────── how each one ended
 //!         │                             ├─ unsettled   acks, coalesced (pure)
 //!         │                             └─ delay       a queue per delay step
-//!         └─ Lane "publish" ── pipe ── returns         which messages came back (pure)
+//!         └─ Lane "publish" ── pipe ── returns         which publishes came back (pure)
 //!                                └─ publisher, and the copies that settle makes
 //! ```
 //!

@@ -21,7 +21,6 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
 use crate::options::Options;
-use crate::returns::Watched;
 use crate::sieve::Sieve;
 
 /// Ends a socket, whoever waits on it.
@@ -54,7 +53,6 @@ pub(crate) async fn open(
     (host, port): (&str, u16),
     cut: &Cut,
     server: &ServerName,
-    watched: &Watched,
 ) -> io::Result<AsyncTcpStream<Link>> {
     let socket = TcpStream::connect((host, port)).await?;
     socket.set_nodelay(true)?;
@@ -65,7 +63,7 @@ pub(crate) async fn open(
         if options.is_tls() { socket.into_tls(host, options.certificates.config()).await? } else { socket };
     Ok(AsyncTcpStream::Plain(Link {
         stream,
-        sieve: Sieve::new(watched.clone()),
+        sieve: Sieve::default(),
         greeting: Some((Vec::new(), Arc::clone(server))),
     }))
 }

@@ -1,44 +1,34 @@
-//! A pipe: confirmed publishes over one channel at a time, with a window of how many are under way.
+//! A pipe: one confirm channel, and a task that keeps a window of publishes on it.
 //!
-//! Owns the way from a message to its fate. Callers publish from their own tasks: a place in the window, the frames in
-//! line, the confirm, and whether the message [came back](crate::returns). The order of calls is the order on the wire. A
-//! channel that fails is replaced by the next message; what was under way on it is unknown.
-//!
-//! A place stays taken until the broker has answered or the channel is lost, even when its caller is gone: what was written
-//! must not pile up behind a broker that has stopped reading.
+//! Owns the way from a message to its fate. Callers hand over a message and wait; the task writes it, watches its
+//! confirm, and decides by [`Returns`] whether it was routed. A channel that fails is replaced by the next message; what
+//! was under way on it is unknown. The task lives on the connections' runtime and ends with the last handle.
 
-use std::fmt;
-use std::future;
-use std::mem;
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::poll_fn;
+use futures_util::task::AtomicWaker;
+use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::ShortString;
 use lapin::{Channel, Confirmation};
-use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, Sleep};
 
-use crate::connection::{Lane, Live, lost};
+use crate::connection::{Lane, Live};
 use crate::error::{Sort, Trouble, sort, text};
 use crate::headers::encoded_size;
 use crate::replies::{DIRECT, Listening, Replies};
-use crate::returns::{Key, Returns};
-use crate::runtime::{self, within};
-use crate::sieve;
-
-/// How often a message that nobody waits for any more looks whether its channel is still there.
-const LOOK: Duration = Duration::from_secs(1);
-
-const BLOCKED: &str = "the broker takes no messages for now: it is short of memory or disk";
-const CLOSED: &str = "the connection was closed by this program";
-const CROWDED: &str = "the deadline passed while earlier messages waited for their confirmation";
+use crate::returns::{Returns, Verdict};
+use crate::runtime::within;
 
 /// A message as it goes onto the wire.
 #[derive(Clone, Debug)]
@@ -67,365 +57,420 @@ pub(crate) enum Fate {
 }
 
 /// A handle; clones share the channel.
-#[derive(Clone)]
-pub(crate) struct Pipe(Arc<Shared>);
-
-struct Shared {
+#[derive(Clone, Debug)]
+pub(crate) struct Pipe {
+    jobs: mpsc::Sender<Job>,
     lane: Arc<Lane>,
-    window: usize,
-    runtime: Handle,
-    replies: Option<Arc<Replies>>,
-    /// The channel in use, or the last one.
-    outlet: Mutex<Option<Arc<Outlet>>>,
-    /// Callers that had to wait and have not written yet. While there are any, nobody writes before them.
-    queued: AtomicUsize,
-    /// They take turns, in the order of their calls.
-    turn: tokio::sync::Mutex<Opening>,
-    /// Channels that could not be opened, so that whoever waited for one can tell that its failure is news.
-    failures: AtomicU64,
 }
 
-#[derive(Default)]
-struct Opening {
-    /// Goes on when the caller that began it goes away: a deadline shorter than it takes must not keep it from an end.
-    attempt: Option<JoinHandle<Result<Arc<Outlet>, Trouble>>>,
-    last_trouble: Option<Trouble>,
+#[derive(Debug)]
+struct Job {
+    letter: Letter,
+    expires: Instant,
+    done: oneshot::Sender<Result<(), Fate>>,
 }
 
 impl Pipe {
-    pub(crate) fn start(lane: Arc<Lane>, window: usize, runtime: &Handle) -> Self {
-        Self::new(lane, window, runtime, None)
+    pub(crate) fn start(lane: Arc<Lane>, window: usize, runtime: &tokio::runtime::Handle) -> Self {
+        Self::open(lane, window, runtime, None)
     }
 
     /// A pipe whose channels take replies, too.
     pub(crate) fn with_replies(
         lane: Arc<Lane>,
         window: usize,
-        runtime: &Handle,
+        runtime: &tokio::runtime::Handle,
         replies: Arc<Replies>,
     ) -> Self {
-        Self::new(lane, window, runtime, Some(replies))
+        Self::open(lane, window, runtime, Some(replies))
     }
 
-    fn new(lane: Arc<Lane>, window: usize, runtime: &Handle, replies: Option<Arc<Replies>>) -> Self {
-        Self(Arc::new(Shared {
-            lane,
-            window: window.min(Semaphore::MAX_PERMITS),
-            runtime: runtime.clone(),
-            replies,
-            outlet: Mutex::default(),
-            queued: AtomicUsize::new(0),
-            turn: tokio::sync::Mutex::default(),
-            failures: AtomicU64::new(0),
-        }))
+    fn open(
+        lane: Arc<Lane>,
+        window: usize,
+        runtime: &tokio::runtime::Handle,
+        replies: Option<Arc<Replies>>,
+    ) -> Self {
+        let (jobs, inbox) = mpsc::channel(window);
+        runtime.spawn(run(Arc::clone(&lane), inbox, window, replies));
+        Self { jobs, lane }
     }
 
     /// Publishes, and waits until the message is safe or its fate is known otherwise.
     pub(crate) async fn send(&self, letter: Letter) -> Result<(), Fate> {
-        let pipe = &*self.0;
-        let Some(_under_way) = pipe.lane.enter() else { return Err(Fate::Crowded(CLOSED)) };
-        let deadline = pipe.lane.options().deadline();
-        let mut written = false;
-        let sending = async {
-            let sending = if let Some(place) = pipe.place_now() {
-                place.write(letter)?
-            } else {
-                let (place, _turn) = pipe.place_in_turn().await?;
-                place.write(letter)?
-            };
-            written = true;
-            sending.await
-        };
-        match within(deadline, sending).await {
-            Ok(outcome) => outcome,
-            Err(runtime::Elapsed) if written => Err(Fate::Unknown(None)),
-            Err(runtime::Elapsed) => Err(pipe.not_written(deadline)),
-        }
-    }
-}
-
-impl fmt::Debug for Pipe {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pipe").field("lane", &self.0.lane).finish_non_exhaustive()
-    }
-}
-
-impl Shared {
-    /// A place where nobody waits for one, the channel is open and the window has room.
-    fn place_now(&self) -> Option<Place> {
-        if self.queued.load(Ordering::Acquire) > 0 {
-            return None;
-        }
-        let outlet = self.outlet()?;
-        outlet.window.try_acquire().ok()?.forget();
-        Some(Place { outlet })
-    }
-
-    /// A place after those who waited before, on a channel that is opened if need be, when the window has room. The turn
-    /// is over when it was written.
-    async fn place_in_turn(&self) -> Result<(Place, Turn<'_>), Fate> {
-        let queued = Queued::new(&self.queued);
-        let seen = self.failures.load(Ordering::Acquire);
-        let mut opening = self.turn.lock().await;
-        loop {
-            let Some(outlet) = self.outlet() else {
-                self.open(&mut opening, seen).await.map_err(Fate::Unsent)?;
-                continue;
-            };
-            // none where the channel fails meanwhile
-            let Ok(place) = outlet.window.acquire().await else { continue };
-            if outlet.is_open() {
-                place.forget();
-                return Ok((Place { outlet }, (opening, queued)));
+        let Some(_under_way) = self.lane.enter() else { return Err(Fate::Crowded(CLOSED)) };
+        let deadline = self.lane.options().deadline();
+        let (done, fate) = oneshot::channel();
+        let job = Job { letter, expires: Instant::now() + deadline, done };
+        match self.jobs.try_send(job) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(job)) => match within(deadline, self.jobs.send(job)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Fate::Crowded(CLOSED)),
+                Err(_) => return Err(Fate::Crowded(CROWDED)),
+            },
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                return Err(Fate::Crowded(CLOSED));
             }
         }
+        fate.await.unwrap_or(Err(Fate::Unknown(None)))
     }
+}
 
-    /// Opens another channel. A failure is that of everybody who waited for it.
-    async fn open(&self, opening: &mut Opening, seen: u64) -> Result<(), Trouble> {
-        if let Some(trouble) = &opening.last_trouble
-            && self.failures.load(Ordering::Acquire) != seen
-        {
-            return Err(trouble.clone());
+const BLOCKED: &str = "the broker takes no messages for now: it is short of memory or disk";
+const CLOSED: &str = "the connection was closed by this program";
+const CROWDED: &str = "the deadline passed while earlier messages waited for their confirmation";
+
+/// The task: a channel for as long as it works, another one for the message after that.
+async fn run(lane: Arc<Lane>, mut inbox: mpsc::Receiver<Job>, window: usize, replies: Option<Arc<Replies>>) {
+    let mut waiting = VecDeque::with_capacity(window);
+    loop {
+        if waiting.is_empty() {
+            match inbox.recv().await {
+                Some(job) => waiting.push_back(job),
+                None => return,
+            }
         }
-        // one that ended when nobody waited: that it failed then says nothing of now
-        if let Some(ended) = opening.attempt.take_if(|attempt| attempt.is_finished())
-            && let Ok(Ok(outlet)) = ended.await
-        {
-            *self.slot() = Some(outlet);
-            return Ok(());
-        }
-        let attempt = opening.attempt.get_or_insert_with(|| {
-            let attempt = Outlet::open(Arc::clone(&self.lane), self.window, self.replies.clone());
-            self.runtime.spawn(attempt)
-        });
-        let outcome = attempt.await.unwrap_or_else(|_| Err(lost()));
-        opening.attempt = None;
-        match outcome {
-            Ok(outlet) => {
-                opening.last_trouble = None;
-                *self.slot() = Some(outlet);
-                Ok(())
+        match open(&lane, replies.as_ref()).await {
+            Ok((live, channel, _listening)) => {
+                Run::new(&live, channel, window).drive(&mut waiting, &mut inbox).await;
             }
             Err(trouble) => {
-                opening.last_trouble = Some(trouble.clone());
-                self.failures.fetch_add(1, Ordering::Release);
-                Err(trouble)
+                while let Some(job) = waiting.pop_front().or_else(|| inbox.try_recv().ok()) {
+                    job.answer(Err(Fate::Unsent(trouble.clone())));
+                }
             }
         }
     }
+}
 
-    /// The channel, where it is open.
-    fn outlet(&self) -> Option<Arc<Outlet>> {
-        self.slot().as_ref().filter(|outlet| outlet.is_open()).cloned()
-    }
+async fn open(
+    lane: &Lane,
+    replies: Option<&Arc<Replies>>,
+) -> Result<(Arc<Live>, Channel, Option<Listening>), Trouble> {
+    let (live, channel) = lane.channel().await?;
+    live.request(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    let listening = match replies {
+        Some(replies) => Some(replies.listen(&live, &channel).await?),
+        None => None,
+    };
+    Ok((live, channel, listening))
+}
 
-    fn slot(&self) -> MutexGuard<'_, Option<Arc<Outlet>>> {
-        self.outlet.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Why a message was not written by its deadline.
-    fn not_written(&self, deadline: Duration) -> Fate {
-        match self.outlet() {
-            Some(outlet) if outlet.live.is_blocked() => Fate::Crowded(BLOCKED),
-            Some(_) => Fate::Crowded(CROWDED),
-            None => Fate::Unsent(Trouble::Late(deadline)),
-        }
+impl Job {
+    fn answer(self, answer: Result<(), Fate>) {
+        // this fails where nobody waits any more
+        let _ = self.done.send(answer);
     }
 }
 
-/// The next one's begins when both are dropped.
-type Turn<'a> = (tokio::sync::MutexGuard<'a, Opening>, Queued<'a>);
-
-/// One who waits for his turn.
-struct Queued<'a>(&'a AtomicUsize);
-
-impl<'a> Queued<'a> {
-    fn new(queued: &'a AtomicUsize) -> Self {
-        queued.fetch_add(1, Ordering::AcqRel);
-        Self(queued)
-    }
+/// One channel's life.
+struct Run<'a> {
+    live: &'a Live,
+    channel: Arc<Channel>,
+    places: Vec<Place>,
+    free: Vec<usize>,
+    ready: Arc<Ready>,
+    news: Vec<usize>,
+    returns: Returns,
+    keys: RandomState,
+    timer: Pin<Box<Sleep>>,
+    /// When the next deadline passes, at the earliest.
+    due: Option<Instant>,
+    failed: Option<lapin::Error>,
 }
 
-impl Drop for Queued<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
+type Sending = Pin<Box<dyn Future<Output = lapin::Result<Confirmation>> + Send>>;
 
-/// One channel.
-struct Outlet {
-    live: Arc<Live>,
-    channel: Channel,
-    returns: Arc<Returns>,
-    /// Closed when the channel has failed.
-    window: Semaphore,
-    /// The client numbers a message, and puts its frames in line after that: only in one step do both go in one order.
-    writing: Mutex<()>,
-    listening: Mutex<Option<Listening>>,
-    runtime: Handle,
-}
-
-impl Outlet {
-    async fn open(
-        lane: Arc<Lane>,
-        window: usize,
-        replies: Option<Arc<Replies>>,
-    ) -> Result<Arc<Self>, Trouble> {
-        let (live, channel) = lane.channel().await?;
-        live.request(channel.confirm_select(ConfirmSelectOptions::default())).await?;
-        let listening = match replies {
-            Some(replies) => Some(replies.listen(&live, &channel).await?),
-            None => None,
-        };
-        Ok(Arc::new(Self {
-            returns: live.watch(&channel, window),
-            live,
-            channel,
-            window: Semaphore::new(window),
-            writing: Mutex::new(()),
-            listening: Mutex::new(listening),
-            runtime: Handle::current(),
-        }))
-    }
-
-    fn is_open(&self) -> bool {
-        !self.window.is_closed() && self.channel.status().connected()
-    }
-
-    /// What the answer says of a message.
-    fn judge(
-        &self,
-        answer: lapin::Result<Confirmation>,
-        key: Key,
-        exchange: &ShortString,
-    ) -> Result<(), Fate> {
-        let confirmation = match answer {
-            Ok(confirmation) => confirmation,
-            Err(error) => {
-                self.fail();
-                return Err(blame(error, exchange));
-            }
-        };
-        let returned = self.returns.take(key);
-        match confirmation {
-            Confirmation::Ack(_) if returned => Err(Fate::Unroutable(None)),
-            Confirmation::Ack(_) => Ok(()),
-            Confirmation::Nack(_) | Confirmation::NotRequested => Err(Fate::Rejected(None)),
-        }
-    }
-
-    /// Nothing more goes over it, nor comes.
-    fn fail(&self) {
-        self.window.close();
-        let listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(listening);
-    }
-}
-
-/// A place in the window. Dropped, it is free.
+/// A place in the window. It stays taken until the broker has answered, even when its caller's deadline is past: what
+/// was written must not pile up behind a broker that has stopped reading.
 struct Place {
-    outlet: Arc<Outlet>,
+    signal: Arc<Signal>,
+    waker: Waker,
+    sending: Option<Sending>,
+    publish: u64,
+    key: u64,
+    exchange: ShortString,
+    expires: Instant,
+    done: Option<oneshot::Sender<Result<(), Fate>>>,
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.outlet.window.add_permits(1);
+impl<'a> Run<'a> {
+    fn new(live: &'a Live, channel: Channel, window: usize) -> Self {
+        let ready = Arc::new(Ready::default());
+        Self {
+            live,
+            channel: Arc::new(channel),
+            places: (0..window).map(|index| Place::new(index, &ready)).collect(),
+            free: (0..window).rev().collect(),
+            ready,
+            news: Vec::new(),
+            returns: Returns::default(),
+            keys: RandomState::new(),
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            due: None,
+            failed: None,
+        }
+    }
+
+    async fn drive(mut self, waiting: &mut VecDeque<Job>, inbox: &mut mpsc::Receiver<Job>) {
+        let error = poll_fn(|cx| self.poll(cx, waiting, inbox)).await;
+        for place in &mut self.places {
+            place.lose(error.as_ref());
+        }
+    }
+
+    /// Ready when the channel is of no more use, with the error that ended it.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        waiting: &mut VecDeque<Job>,
+        inbox: &mut mpsc::Receiver<Job>,
+    ) -> Poll<Option<lapin::Error>> {
+        self.ready.task.register(cx.waker());
+        loop {
+            let heard = self.look_at_news();
+            if self.failed.is_some() || !self.channel.status().connected() {
+                return Poll::Ready(self.failed.take());
+            }
+            let closed = self.fetch(cx, waiting, inbox);
+            let started = self.start_some(waiting);
+            if closed && waiting.is_empty() && self.free.len() == self.places.len() {
+                return Poll::Ready(None);
+            }
+            if !(heard || started || self.expire(cx, waiting)) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Takes messages over, as many as the window holds. True when there will be no more.
+    fn fetch(
+        &mut self,
+        cx: &mut Context<'_>,
+        waiting: &mut VecDeque<Job>,
+        inbox: &mut mpsc::Receiver<Job>,
+    ) -> bool {
+        while waiting.len() < self.places.len() {
+            match inbox.poll_recv(cx) {
+                Poll::Ready(Some(job)) => waiting.push_back(job),
+                Poll::Ready(None) => return true,
+                Poll::Pending => return false,
+            }
+        }
+        false
+    }
+
+    fn start_some(&mut self, waiting: &mut VecDeque<Job>) -> bool {
+        let mut started = false;
+        while let Some(index) = self.free.pop() {
+            let Some(job) = waiting.pop_front() else {
+                self.free.push(index);
+                break;
+            };
+            started = true;
+            self.start(index, job);
+        }
+        if let Some(job) = waiting.front() {
+            self.due = Some(self.due.map_or(job.expires, |due| due.min(job.expires)));
+        }
+        started
+    }
+
+    /// Writes one message. Polling it here puts its frames in line: the order of calls is the order on the wire.
+    fn start(&mut self, index: usize, job: Job) {
+        let (size, limit) = (encoded_size(&job.letter.properties), self.live.frame_max());
+        if size > limit {
+            self.free.push(index);
+            return job.answer(Err(Fate::TooLarge { size, limit }));
+        }
+        let Job { letter: Letter { exchange, routing_key, properties, body }, expires, done } = job;
+        let place = &mut self.places[index];
+        place.publish = self.returns.published();
+        place.key = key(&self.keys, exchange.as_str(), routing_key.as_str(), &properties, &body);
+        place.exchange = exchange.clone();
+        place.expires = expires;
+        place.done = Some(done);
+        self.due = Some(self.due.map_or(expires, |due| due.min(expires)));
+        let channel = Arc::clone(&self.channel);
+        // the broker takes a reply to nowhere for unroutable, whether somebody waits for it or not
+        let mandatory = !(exchange.as_str().is_empty() && routing_key.as_str().starts_with(DIRECT));
+        place.sending = Some(Box::pin(async move {
+            let options = BasicPublishOptions { mandatory, ..BasicPublishOptions::default() };
+            channel.basic_publish(exchange, routing_key, options, &body, properties).await?.await
+        }));
+        self.look(index);
+    }
+
+    /// Looks at every publish that lapin has news of, and at those it has news of meanwhile: a round of [`Returns`].
+    fn look_at_news(&mut self) -> bool {
+        let mut heard = false;
+        loop {
+            let mut news = std::mem::take(&mut self.news);
+            self.ready.take(&mut news);
+            if news.is_empty() {
+                self.news = news;
+                break;
+            }
+            heard = true;
+            for index in news.drain(..) {
+                self.places[index].signal.raised.store(false, Ordering::Release);
+                self.look(index);
+            }
+            self.news = news;
+        }
+        let (places, free) = (&mut self.places, &mut self.free);
+        self.returns.end_round(|index, verdict| {
+            places[index].finish(verdict);
+            free.push(index);
+        });
+        heard
+    }
+
+    fn look(&mut self, index: usize) {
+        let place = &mut self.places[index];
+        let Some(sending) = &mut place.sending else { return };
+        let Poll::Ready(outcome) = sending.as_mut().poll(&mut Context::from_waker(&place.waker)) else {
+            return;
+        };
+        place.sending = None;
+        let (accepted, carried) = match outcome {
+            Ok(Confirmation::Ack(carried)) => (true, carried),
+            Ok(Confirmation::Nack(carried)) => (false, carried),
+            Ok(Confirmation::NotRequested) => (false, None),
+            Err(error) => {
+                self.failed.get_or_insert(error);
+                return;
+            }
+        };
+        let carried = carried.map(|message| returned_key(&self.keys, &message));
+        let verdict = self.returns.confirmed(place.publish, index, place.key, accepted, carried);
+        if let Some(verdict) = verdict {
+            place.finish(verdict);
+            self.free.push(index);
+        }
+    }
+
+    /// Answers those whose deadline has passed. True when there were any.
+    fn expire(&mut self, cx: &mut Context<'_>, waiting: &mut VecDeque<Job>) -> bool {
+        let Some(due) = self.due else { return false };
+        if self.timer.deadline() != due {
+            self.timer.as_mut().reset(due);
+        }
+        if self.timer.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        let now = Instant::now();
+        while waiting.front().is_some_and(|job| job.expires <= now) {
+            let Some(job) = waiting.pop_front() else { break };
+            job.answer(Err(Fate::Crowded(if self.live.is_blocked() { BLOCKED } else { CROWDED })));
+        }
+        let mut due = waiting.front().map(|job| job.expires);
+        for place in self.places.iter_mut().filter(|place| place.done.is_some()) {
+            if place.expires <= now {
+                place.answer(Err(Fate::Unknown(None)));
+            } else {
+                due = Some(due.map_or(place.expires, |due| due.min(place.expires)));
+            }
+        }
+        self.due = due;
+        true
     }
 }
 
 impl Place {
-    /// Puts the frames in line. Only then is it the next one's turn.
-    fn write(self, letter: Letter) -> Result<Sending, Fate> {
-        let outlet = &self.outlet;
-        // what comes back must be small enough for the sieve to look at
-        let (size, limit) = (encoded_size(&letter.properties), outlet.live.frame_max().min(sieve::LARGEST));
-        if size > limit {
-            return Err(Fate::TooLarge { size, limit });
+    fn new(index: usize, ready: &Arc<Ready>) -> Self {
+        let signal = Arc::new(Signal { index, raised: AtomicBool::new(false), ready: Arc::clone(ready) });
+        Self {
+            waker: Waker::from(Arc::clone(&signal)),
+            signal,
+            sending: None,
+            publish: 0,
+            key: 0,
+            exchange: ShortString::default(),
+            expires: Instant::now(),
+            done: None,
         }
-        let Letter { exchange, routing_key, properties, body } = letter;
-        let id = properties.message_id().as_ref().map(ShortString::as_str);
-        let key = outlet.returns.key(exchange.as_str(), routing_key.as_str(), id, &body);
-        // the broker takes a reply to nowhere for unroutable, whether somebody waits for it or not
-        let mandatory = !(exchange.as_str().is_empty() && routing_key.as_str().starts_with(DIRECT));
-        let (through, to) = (Arc::clone(outlet), exchange.clone());
-        let mut answer: Answer = Box::pin(async move {
-            let options = BasicPublishOptions { mandatory, ..BasicPublishOptions::default() };
-            through.channel.basic_publish(to, routing_key, options, &body, properties).await?.await
+    }
+
+    fn finish(&mut self, verdict: Verdict) {
+        self.answer(match verdict {
+            Verdict::Routed => Ok(()),
+            Verdict::Returned => Err(Fate::Unroutable(None)),
+            Verdict::Refused => Err(Fate::Rejected(None)),
         });
-        let answered = {
-            let _in_order = outlet.writing.lock().unwrap_or_else(PoisonError::into_inner);
-            // the first poll writes; who awaits the answer polls again, and is woken
-            answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    /// The channel is gone. An error that names this message's exchange is about this message; of all others nobody knows.
+    fn lose(&mut self, error: Option<&lapin::Error>) {
+        let named = error.filter(|error| text(error).contains(&format!("exchange '{}'", self.exchange)));
+        let fate = match named.map(|error| (sort(error), error)) {
+            Some((Sort::NotFound, error)) => Fate::Unroutable(Some(error.clone())),
+            Some((Sort::Refused, error)) => Fate::Rejected(Some(error.clone())),
+            _ => Fate::Unknown(error.cloned()),
         };
-        if let Poll::Ready(early) = answered {
-            answer = Box::pin(future::ready(early));
-        }
-        Ok(Sending { under_way: Some((answer, self)), key, exchange })
+        self.answer(Err(fate));
     }
-}
 
-/// The channel is gone. An error that names this message's exchange is about this message; of all others nobody knows.
-fn blame(error: lapin::Error, exchange: &ShortString) -> Fate {
-    let named = text(&error).contains(&format!("exchange '{exchange}'"));
-    match sort(&error) {
-        Sort::NotFound if named => Fate::Unroutable(Some(error)),
-        Sort::Refused if named => Fate::Rejected(Some(error)),
-        Sort::NotFound
-        | Sort::Refused
-        | Sort::Away
-        | Sort::Precondition
-        | Sort::Unsupported
-        | Sort::Channel => Fate::Unknown(Some(error)),
-    }
-}
-
-type Answer = Pin<Box<dyn Future<Output = lapin::Result<Confirmation>> + Send>>;
-
-/// A message that was written, and its place in the window. Dropped before the answer, it leaves both to the runtime.
-struct Sending {
-    /// None when the answer is here.
-    under_way: Option<(Answer, Place)>,
-    key: Key,
-    exchange: ShortString,
-}
-
-impl Future for Sending {
-    type Output = Result<(), Fate>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let sending = &mut *self;
-        let Some((answer, place)) = &mut sending.under_way else {
-            return Poll::Ready(Err(Fate::Unknown(None)));
-        };
-        let answer = ready!(answer.as_mut().poll(cx));
-        let outcome = place.outlet.judge(answer, sending.key, &sending.exchange);
-        sending.under_way = None;
-        Poll::Ready(outcome)
-    }
-}
-
-impl Drop for Sending {
-    fn drop(&mut self) {
-        if let Some((answer, place)) = self.under_way.take() {
-            let (key, exchange, runtime) =
-                (self.key, mem::take(&mut self.exchange), place.outlet.runtime.clone());
-            runtime.spawn(see_through(answer, place, key, exchange));
+    fn answer(&mut self, answer: Result<(), Fate>) {
+        if let Some(done) = self.done.take() {
+            // this fails where nobody waits any more
+            let _ = done.send(answer);
         }
     }
 }
 
-/// Waits for the answer to a message whose caller is gone, as long as there is a channel for it to come on.
-async fn see_through(mut answer: Answer, place: Place, key: Key, exchange: ShortString) {
-    loop {
-        match within(LOOK, answer.as_mut()).await {
-            Ok(answer) => {
-                // the caller was told that nobody knows, or did not want to be told
-                let _ = place.outlet.judge(answer, key, &exchange);
-                return;
-            }
-            Err(runtime::Elapsed) if place.outlet.is_open() => {}
-            Err(runtime::Elapsed) => return,
+/// Which publishes lapin has news of, in the order in which it had them.
+#[derive(Default)]
+struct Ready {
+    indices: Mutex<Vec<usize>>,
+    task: AtomicWaker,
+}
+
+impl Ready {
+    fn take(&self, into: &mut Vec<usize>) {
+        std::mem::swap(&mut *self.indices.lock().unwrap_or_else(PoisonError::into_inner), into);
+    }
+}
+
+/// One place's waker.
+struct Signal {
+    index: usize,
+    raised: AtomicBool,
+    ready: Arc<Ready>,
+}
+
+impl Wake for Signal {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.raised.swap(true, Ordering::AcqRel) {
+            self.ready.indices.lock().unwrap_or_else(PoisonError::into_inner).push(self.index);
+            self.ready.task.wake();
         }
     }
+}
+
+/// Identifies a message among those under way: by its id, or by its body where it has none.
+fn key(
+    keys: &RandomState,
+    exchange: &str,
+    routing_key: &str,
+    properties: &AMQPProperties,
+    body: &[u8],
+) -> u64 {
+    let mut hasher = keys.build_hasher();
+    (exchange, routing_key).hash(&mut hasher);
+    match properties.message_id() {
+        Some(id) => id.as_str().hash(&mut hasher),
+        None => body.hash(&mut hasher),
+    }
+    hasher.finish()
+}
+
+fn returned_key(keys: &RandomState, message: &BasicReturnMessage) -> u64 {
+    let delivery = &message.delivery;
+    key(keys, delivery.exchange.as_str(), delivery.routing_key.as_str(), &delivery.properties, &delivery.data)
 }

@@ -19,12 +19,13 @@ pub(crate) struct AmqpPublisher {
 
 impl Publisher for AmqpPublisher {
     fn send(&self, message: Outgoing) -> BoxFuture<'_, Result<(), PublishError>> {
-        let destination = message.destination.clone();
-        // before it is boxed: one of them is kept, not both
-        let letter = letter(message);
         async move {
-            let sent = self.pipe.send(letter?).await;
-            sent.map_err(|fate| publishing(fate, &format!("publish to `{destination}`")))
+            let destination = message.destination.clone();
+            let letter = letter(message)?;
+            self.pipe
+                .send(letter)
+                .await
+                .map_err(|fate| publishing(fate, &format!("publish to `{destination}`")))
         }
         .boxed()
     }

@@ -7,25 +7,20 @@
 //!   protocol. They are dropped until the channel's number is opened again.
 //! - **Content that it cannot read**: see [`wire`].
 //!
-//! And it cannot tell whose they are: **messages that came back** to a channel that publishes. They are noted instead; see
-//! [`returns`](crate::returns).
-//!
 //! Frames are 1 byte of type, 2 of channel, 4 of size, the payload, and 1 at the end. Bodies stream through; only methods
 //! and content headers, which are small, are looked at as a whole.
 
 use std::collections::HashSet;
 
-use crate::returns::{Coming, Watched};
 use crate::wire;
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
-const BODY: u8 = 3;
 const LAST_KIND: u8 = 8;
 /// Type, channel and size.
 const PREFIX: usize = 7;
 /// Methods and headers above this are not looked at: the client refuses frames that are larger than was agreed on.
-pub(crate) const LARGEST: usize = 1024 * 1024;
+const LARGEST: usize = 1024 * 1024;
 /// How much is read at once.
 const CHUNK: usize = 64 * 1024;
 
@@ -40,9 +35,6 @@ pub(crate) struct Sieve {
     /// What is left of a frame that is passed, or dropped, as it comes.
     passing: usize,
     dropping: usize,
-    /// What is left of a returned body's frame, which is heard and dropped as it comes, and of which channel it is.
-    hearing: Option<(u16, usize)>,
-    returned: Coming,
     /// Channels that the broker has closed and nobody opened since.
     closed: HashSet<u16>,
     /// This is not AMQP 0-9-1: all is passed.
@@ -50,10 +42,6 @@ pub(crate) struct Sieve {
 }
 
 impl Sieve {
-    pub(crate) fn new(watched: Watched) -> Self {
-        Self { returned: Coming::new(watched), ..Self::default() }
-    }
-
     /// Where to read to; [`filled`](Self::filled) says how much came.
     pub(crate) fn space(&mut self) -> &mut [u8] {
         if self.start > 0 {
@@ -100,8 +88,6 @@ impl Sieve {
                 let bytes = self.dropping.min(ahead);
                 (self.dropping, self.passed) = (self.dropping - bytes, self.passed + bytes);
                 self.start = self.passed;
-            } else if let Some((channel, left)) = self.hearing {
-                self.hear(channel, left);
             } else if !self.look_at_frame() {
                 return;
             }
@@ -123,10 +109,6 @@ impl Sieve {
         if self.blind {
             return true;
         }
-        if kind == BODY && !is_closed && self.returned.has_body(channel) {
-            (self.dropping, self.hearing) = (PREFIX, Some((channel, size)));
-            return true;
-        }
         if !matches!(kind, METHOD | HEADER) || whole > LARGEST {
             if is_closed {
                 self.dropping = whole;
@@ -145,33 +127,15 @@ impl Sieve {
                 self.dropping = whole;
                 return true;
             }
-            (METHOD, _) if !self.returned.method(channel, payload) => wire::make_readable(payload),
-            (HEADER, _) if !self.returned.header(channel, payload) => {
+            (METHOD, _) => wire::make_readable(payload),
+            _ => {
                 if let Some(readable) = wire::in_place_of(payload) {
                     return self.replace(whole, &readable);
                 }
             }
-            _ => {
-                self.dropping = whole;
-                return true;
-            }
         }
         self.passing = whole;
         true
-    }
-
-    /// A returned body, as far as it is there. Its frame's prefix was dropped, so nothing that the client gets is before it.
-    fn hear(&mut self, channel: u16, left: usize) {
-        let bytes = left.min(self.end - self.passed);
-        let heard = &self.buf[self.passed..self.passed + bytes];
-        self.returned.body(channel, heard);
-        self.passed += bytes;
-        self.start = self.passed;
-        if left > bytes {
-            self.hearing = Some((channel, left - bytes));
-        } else {
-            (self.hearing, self.dropping) = (None, 1);
-        }
     }
 
     /// Puts another payload into a frame that is there as a whole.
@@ -191,10 +155,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::returns::tests::returned;
-
-    /// The channel whose returned messages are noted.
-    const WATCHED: u16 = 3;
 
     fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
         let size = u32::try_from(payload.len()).expect("small").to_be_bytes();
@@ -203,11 +163,7 @@ mod tests {
 
     /// Lets it all through, in pieces that are read and pieces that are handed out.
     fn sift(bytes: &[u8], pieces: &[usize], outlets: &[usize]) -> Vec<u8> {
-        sift_by(Sieve::default(), bytes, pieces, outlets)
-    }
-
-    fn sift_by(mut sieve: Sieve, bytes: &[u8], pieces: &[usize], outlets: &[usize]) -> Vec<u8> {
-        let (mut out, mut rest) = (Vec::new(), bytes);
+        let (mut sieve, mut out, mut rest) = (Sieve::default(), Vec::new(), bytes);
         let (mut pieces, mut outlets) = (pieces.iter().cycle(), outlets.iter().cycle());
         loop {
             let mut into = vec![0; *outlets.next().expect("cycles")];
@@ -227,7 +183,6 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Sent {
         Deliver(u16, usize),
-        Return(u16, Option<&'static str>, usize),
         Close(u16),
         CloseOk(u16),
         OpenOk(u16),
@@ -238,8 +193,6 @@ mod tests {
         let channel = || 1_u16..4;
         prop_oneof![
             6 => (channel(), 0_usize..300).prop_map(|(channel, body)| Sent::Deliver(channel, body)),
-            4 => (channel(), prop::option::of(Just("id")), 0_usize..300)
-                .prop_map(|(channel, id, body)| Sent::Return(channel, id, body)),
             1 => channel().prop_map(Sent::Close),
             1 => channel().prop_map(Sent::CloseOk),
             2 => channel().prop_map(Sent::OpenOk),
@@ -251,7 +204,6 @@ mod tests {
         fn channel(&self) -> u16 {
             match self {
                 Self::Deliver(channel, _)
-                | Self::Return(channel, ..)
                 | Self::Close(channel)
                 | Self::CloseOk(channel)
                 | Self::OpenOk(channel) => *channel,
@@ -264,15 +216,8 @@ mod tests {
                 Self::Deliver(channel, body) => {
                     let deliver = [0, 60, 0, 60, 1, b't', 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 1, b'q'];
                     let header = [0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0];
-                    let body = frame(BODY, *channel, &vec![0xce; *body]);
+                    let body = frame(3, *channel, &vec![0xce; *body]);
                     [frame(METHOD, *channel, &deliver), frame(HEADER, *channel, &header), body].concat()
-                }
-                Self::Return(channel, id, body) => {
-                    let (method, header) = returned("x", "nowhere", *id, *body);
-                    let body = vec![0xce; *body];
-                    let body = body.chunks(100).flat_map(|body| frame(BODY, *channel, body));
-                    let head = [frame(METHOD, *channel, &method), frame(HEADER, *channel, &header)].concat();
-                    head.into_iter().chain(body).collect()
                 }
                 Self::Close(channel) => frame(METHOD, *channel, &[0, 20, 0, 40, 1, 148, 0, 0, 0, 0, 0]),
                 Self::CloseOk(channel) => frame(METHOD, *channel, &[0, 20, 0, 41]),
@@ -285,37 +230,23 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(1_000))]
 
-        /// And what came back to the channel that is watched is noted, and not passed.
         #[test]
         fn a_closed_channel_is_silent_until_it_is_opened(
             sent in prop::collection::vec(sent(), 0..60),
             pieces in prop::collection::vec(1_usize..400, 1..8), outlets in prop::collection::vec(1_usize..400, 1..8),
         ) {
-            let (mut closed, mut want, mut came_back) = (HashSet::new(), Vec::new(), Vec::new());
+            let (mut closed, mut want) = (HashSet::new(), Vec::new());
             for sent in &sent {
                 match sent {
                     Sent::OpenOk(channel) => _ = closed.remove(channel),
                     _ if closed.contains(&sent.channel()) => continue,
                     Sent::Close(channel) => _ = closed.insert(*channel),
-                    Sent::Return(WATCHED, id, body) => {
-                        came_back.push((*id, *body));
-                        continue;
-                    }
-                    Sent::Deliver(..) | Sent::Return(..) | Sent::CloseOk(_) | Sent::Heartbeat => {}
+                    Sent::Deliver(..) | Sent::CloseOk(_) | Sent::Heartbeat => {}
                 }
                 want.extend(sent.encode());
             }
             let bytes: Vec<u8> = sent.iter().flat_map(Sent::encode).collect();
-            let watched = Watched::default();
-            let returns = watched.watch(WATCHED, sent.len());
-            prop_assert_eq!(sift_by(Sieve::new(watched), &bytes, &pieces, &outlets), want);
-            for (id, body) in came_back {
-                prop_assert!(returns.take(returns.key("x", "nowhere", id, &vec![0xce; body])));
-            }
-            for body in 0..300 {
-                prop_assert!(!returns.take(returns.key("x", "nowhere", None, &vec![0xce; body])));
-            }
-            prop_assert!(!returns.take(returns.key("x", "nowhere", Some("id"), b"")));
+            prop_assert_eq!(sift(&bytes, &pieces, &outlets), want);
         }
 
         #[test]

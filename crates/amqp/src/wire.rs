@@ -28,8 +28,6 @@ const PROPERTIES: [Encoded; 14] = [
     Encoded::Text,   // app-id
     Encoded::Text,   // cluster-id
 ];
-/// The one that says that there is a message id.
-const MESSAGE_ID: u16 = 1 << 7;
 /// Class, weight and body size come before the flags.
 const BEFORE_FLAGS: usize = 12;
 
@@ -115,29 +113,6 @@ impl Step<'_> {
             Self::Property { encoded: Encoded::Bytes1 | Encoded::Bytes8, .. } => None,
         }
     }
-}
-
-/// The message id in a content header.
-pub(crate) fn message_id(payload: &[u8]) -> Option<&[u8]> {
-    let (_, flagged) = payload.split_at_checked(BEFORE_FLAGS)?;
-    Walk::new(flagged).find_map(|step| match step {
-        Step::Property { flag: MESSAGE_ID, whole, .. } => whole.get(1..),
-        Step::Property { .. } | Step::Broken => None,
-    })
-}
-
-/// How many bytes of body follow a content header.
-pub(crate) fn body_size(payload: &[u8]) -> u64 {
-    let size = payload.get(4..BEFORE_FLAGS).and_then(<[_]>::first_chunk::<8>);
-    size.map_or(0, |size| u64::from_be_bytes(*size))
-}
-
-/// Where the message of a `basic.return` was published to: exchange and routing key.
-pub(crate) fn returned(method: &[u8]) -> Option<(&[u8], &[u8])> {
-    // class, method and code come before the first text, which says why
-    let (mut at, end) = (6, method.len());
-    texts(method, &mut at, end)?;
-    Some((texts(method, &mut at, end)?, texts(method, &mut at, end)?))
 }
 
 /// A table with the one header that says why the others are missing.
