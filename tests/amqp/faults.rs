@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use steadfast_amqp::{Options, connect_lazy, connect_with};
 use steadfast_core::{Broker, ConnectErrorKind, Outgoing, PublishErrorKind, Source, SubscribeErrorKind};
 use steadfast_testbed::{Rabbit, RabbitOptions};
@@ -88,6 +89,35 @@ async fn a_broker_short_of_memory_is_waited_for_until_the_deadline() {
     let after = async || publisher.send(Outgoing::new("orders", "after")).await.ok();
     eventually("a confirmed publish", after).await;
     while body(&consuming.one().await) != "after" {}
+}
+
+#[tokio::test]
+async fn a_publish_that_nobody_waits_for_keeps_its_place_until_the_broker_answers() {
+    let rabbit = private().await;
+    let limit = Duration::from_secs(2);
+    let options = Options::new(&rabbit.url()).expect("parses").publish_deadline(limit).publish_window(2);
+    let broker = connect_with(options).await.expect("connects");
+    let request = subscribe(Source::queue("orders"), "orders.dead", 50);
+    let mut consuming = Consuming(broker.subscribe(request).await.expect("subscribes"));
+    let publisher = broker.publisher().await.expect("publishes");
+    publisher.send(Outgoing::new("orders", "before")).await.expect("published");
+
+    on(&rabbit, |rabbit| rabbit.ctl(&["set_vm_memory_high_watermark", "0.00001"]).expect("alarms")).await;
+    for body in ["1", "2"] {
+        // written by the first poll, and dropped
+        assert!(publisher.send(Outgoing::new("orders", body)).now_or_never().is_none());
+    }
+    let error = publisher.send(Outgoing::new("orders", "3")).await.expect_err("no place is free");
+    assert_eq!(error.kind(), PublishErrorKind::Unreachable, "it was not written: {error:?}");
+
+    on(&rabbit, |rabbit| rabbit.ctl(&["set_vm_memory_high_watermark", "0.4"]).expect("calms")).await;
+    let after = async || publisher.send(Outgoing::new("orders", "4")).await.ok();
+    eventually("a confirmed publish", after).await;
+    let bodies: Vec<_> = consuming.take(4).await.iter().map(body).collect();
+    assert_eq!(bodies, ["before", "1", "2", "4"]);
+    // and the places are free again
+    let sent = (0..50).map(|nth| publisher.send(Outgoing::new("orders", nth.to_string())));
+    assert!(futures_util::future::join_all(sent).await.iter().all(Result::is_ok));
 }
 
 #[tokio::test]

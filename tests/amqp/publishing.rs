@@ -1,14 +1,22 @@
 //! Publishing: what is confirmed is there, and what is not is an error of that message alone.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures_util::future::join_all;
-use lapin::types::ShortString;
-use steadfast_amqp::Queue;
-use steadfast_core::{Broker, Destination, HeaderValue, Outgoing, Payload, PublishErrorKind, Publisher};
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions};
+use lapin::protocol::basic::AMQPProperties;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use steadfast_amqp::{Options, Queue, connect_with};
+use steadfast_core::{
+    Broker, Destination, Forward, HeaderValue, Headers, Outgoing, Payload, PublishErrorKind, Publisher,
+};
 
-use crate::rig::{Rig, amqp};
+use crate::rig::{PATIENCE, Rig, amqp, url};
 
 async fn failing(publisher: &Arc<dyn Publisher>, message: Outgoing) -> (PublishErrorKind, String) {
     let error = publisher.send(message).await.expect_err("fails");
@@ -33,6 +41,122 @@ async fn of_pipelined_publishes_exactly_the_unroutable_ones_fail() {
         }
     }
     assert_eq!(rig.outside.ready(&rig.queue).await, rounds * 10_000);
+}
+
+/// Two at a time have one id, and only one of them has a queue.
+#[tokio::test]
+async fn the_same_id_twice_is_told_apart_by_where_it_goes() {
+    let rig = Rig::new("twice").await;
+    rig.broker.declare(&Queue::classic(rig.queue.as_str()).into()).await.expect("declares");
+    let publisher = rig.broker.publisher().await.expect("publishes");
+    let sent = (0..3_000).map(|nth| {
+        let nowhere = format!("{}.nowhere", rig.queue);
+        let route = if nth % 3 == 0 { rig.queue.clone() } else { nowhere };
+        let mut message = Outgoing::new(route, "");
+        message.message_id = format!("m-{}", nth / 3);
+        publisher.send(message)
+    });
+    for (nth, outcome) in join_all(sent).await.into_iter().enumerate() {
+        let kind = outcome.err().map(|error| error.kind());
+        assert_eq!(kind, (nth % 3 != 0).then_some(PublishErrorKind::Unroutable), "message {nth}");
+    }
+    assert_eq!(rig.outside.ready(&rig.queue).await, 1_000);
+}
+
+/// Letters that nobody gave an id, sent on to one place, where half of them have no queue.
+#[tokio::test]
+async fn without_an_id_a_message_is_known_by_its_body() {
+    const LETTERS: usize = 200;
+    let rig = Rig::new("no-id").await;
+    let (exchange, target) = (format!("{}.by-header", rig.queue), format!("{}.target", rig.queue));
+    rig.outside.declare(&rig.queue, FieldTable::default()).await;
+    rig.outside.declare(&target, FieldTable::default()).await;
+    let outside = &rig.outside.channel;
+    let options = ExchangeDeclareOptions::default();
+    let declared = outside.exchange_declare(
+        exchange.as_str().into(),
+        ExchangeKind::Headers,
+        options,
+        FieldTable::default(),
+    );
+    declared.await.expect("declares");
+    let mut wanted = FieldTable::default();
+    wanted.insert("wanted".into(), AMQPValue::Boolean(true));
+    let (to, from) = (target.as_str().into(), exchange.as_str().into());
+    outside.queue_bind(to, from, "".into(), QueueBindOptions::default(), wanted).await.expect("binds");
+    for nth in 0..LETTERS {
+        rig.outside.publish(&rig.queue, nth.to_string().as_bytes(), AMQPProperties::default()).await;
+    }
+    let operator = rig.broker.operator().expect("has one");
+    let walk = operator.walk(&rig.queue).await.expect("walks");
+    let mut letters = Vec::new();
+    while letters.len() < LETTERS {
+        letters.extend(walk.next(LETTERS).await.expect("reads"));
+    }
+    let sent = letters.iter().map(async |letter| {
+        let Payload::Body(body) = &letter.message.payload else { panic!("{:?}", letter.message.payload) };
+        let nth: usize = std::str::from_utf8(body).ok().and_then(|nth| nth.parse().ok()).expect("a number");
+        let mut set = Headers::new();
+        set.set("wanted", nth.is_multiple_of(2));
+        let to = Destination::exchange(exchange.as_str(), "same");
+        let forward = Forward { to, restore: true, set, payload: None, message_id: None };
+        (nth, walk.forward(letter, &forward).await.is_ok())
+    });
+    for (nth, sent) in join_all(sent).await {
+        assert_eq!(sent, nth.is_multiple_of(2), "letter {nth}");
+    }
+    assert_eq!(rig.outside.ready(&target).await, 100);
+    walk.close().await.expect("gives back");
+}
+
+/// Through a window so small that nearly all of them wait.
+#[tokio::test]
+async fn the_order_of_calls_is_the_order_in_the_queue() {
+    let rig = Rig::new("order").await;
+    let options = Options::new(url().await).expect("parses").publish_window(3);
+    let broker = connect_with(options).await.expect("connects");
+    broker.declare(&Queue::classic(rig.queue.as_str()).into()).await.expect("declares");
+    let publisher = broker.publisher().await.expect("publishes");
+    let sent = (0..500).map(|nth| publisher.send(Outgoing::new(rig.queue.as_str(), nth.to_string())));
+    assert!(join_all(sent).await.iter().all(Result::is_ok));
+    for nth in 0..500 {
+        assert_eq!(rig.outside.get(&rig.queue).await.delivery.data, nth.to_string().as_bytes());
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// The least that can be called an executor.
+fn block_on<F: Future>(future: F) -> F::Output {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park_timeout(PATIENCE),
+        }
+    }
+}
+
+#[tokio::test]
+async fn publishing_needs_no_runtime_of_the_callers() {
+    let rig = Rig::new("executor").await;
+    rig.broker.declare(&Queue::classic(rig.queue.as_str()).into()).await.expect("declares");
+    let publisher = rig.broker.publisher().await.expect("publishes");
+    let queue = rig.queue.clone();
+    let outside = thread::spawn(move || {
+        let sent = (0..3_000).map(|nth| publisher.send(Outgoing::new(queue.as_str(), nth.to_string())));
+        block_on(join_all(sent)).into_iter().find_map(Result::err)
+    });
+    let error = tokio::task::spawn_blocking(|| outside.join()).await.expect("ends").expect("publishes");
+    assert!(error.is_none(), "{error:?}");
+    assert_eq!(rig.outside.ready(&rig.queue).await, 3_000);
 }
 
 #[tokio::test]
@@ -96,6 +220,17 @@ async fn a_missing_exchange_is_that_messages_error_and_the_publisher_goes_on() {
         failing(&publisher, Outgoing::new(Destination::exchange("no-such-exchange", "k"), "1")).await;
     assert_eq!(kind, PublishErrorKind::Unroutable);
     publisher.send(Outgoing::new(rig.queue.as_str(), "2")).await.expect("published on a new channel");
+    let mut batch: Vec<_> = (0..200).map(|nth| Outgoing::new(rig.queue.as_str(), nth.to_string())).collect();
+    batch.insert(100, Outgoing::new(Destination::exchange("no-such-exchange", "k"), "lost"));
+    for (nth, outcome) in publisher.send_batch(batch).await.into_iter().enumerate() {
+        let kind = outcome.err().map(|error| error.kind());
+        match nth {
+            100 => assert_eq!(kind, Some(PublishErrorKind::Unroutable)),
+            // those before it may have been confirmed
+            _ => assert!(matches!(kind, None | Some(PublishErrorKind::Unknown)), "message {nth}: {kind:?}"),
+        }
+    }
+    publisher.send(Outgoing::new(rig.queue.as_str(), "3")).await.expect("published on a third channel");
 }
 
 #[tokio::test]

@@ -34,10 +34,6 @@ use crate::unsettled::{Ack, Slot, Unsettled};
 /// Copies that may be unconfirmed at once.
 const COPIES: usize = 256;
 
-/// How long acknowledgements wait behind a delivery whose copy is under way, to go along with its own in one frame: as long
-/// as a consumer holds them back itself.
-const HOLD_BACK: Duration = Duration::from_millis(5);
-
 /// A quorum queue's client within the broker passes at most 32 commands on to the log, and keeps the rest in the channel
 /// until some of them are applied: a channel that closes before that takes them along, and what was acknowledged is
 /// delivered again. No answer of the broker tells, so after more frames than this the last ones are given [`CALM`].
@@ -66,8 +62,6 @@ pub(crate) struct AmqpSettler {
 pub(crate) struct Book {
     unsettled: Unsettled<AMQPProperties>,
     acks: Vec<Ack>,
-    /// Acknowledgements that wait behind a delivery whose copy is under way.
-    kept: usize,
     /// Frames written with less than [`CALM`] between them, and when the last one was.
     burst: usize,
     written: Option<Instant>,
@@ -77,14 +71,7 @@ pub(crate) struct Book {
 
 impl Book {
     pub(crate) const fn new() -> Self {
-        Self {
-            unsettled: Unsettled::new(),
-            acks: Vec::new(),
-            kept: 0,
-            burst: 0,
-            written: None,
-            abandoned: false,
-        }
+        Self { unsettled: Unsettled::new(), acks: Vec::new(), burst: 0, written: None, abandoned: false }
     }
 }
 
@@ -140,18 +127,11 @@ impl AmqpSettler {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many may wait so that the broker, which sends as many again as were acknowledged, does not run out of leave to send
-    /// before it hears of the next.
-    fn most_kept(&self) -> usize {
-        usize::from(self.prefetch) * 5 / 8
-    }
-
-    /// Writes acknowledgements, but for at most `keep` that may wait for a copy.
-    fn write_acks(&self, book: &mut Book, keep: usize) {
+    fn write_acks(&self, book: &mut Book) {
         if book.abandoned {
             return;
         }
-        book.kept = book.unsettled.flush(keep, &mut book.acks);
+        book.unsettled.flush(&mut book.acks);
         if !book.acks.is_empty() && self.kind != QueueKind::Classic {
             let now = Instant::now();
             let calm = book.written.replace(now).is_none_or(|before| now - before >= CALM);
@@ -177,7 +157,7 @@ impl AmqpSettler {
         if !self.channel.status().connected() || !book.unsettled.mark(token.0, slot(token)) {
             return Err(self.gone());
         }
-        self.write_acks(&mut book, self.most_kept());
+        self.write_acks(&mut book);
         Ok(())
     }
 
@@ -210,8 +190,7 @@ impl AmqpSettler {
         SettleError::new(SettleErrorKind::NotStored, format!("copy a message of `{}`: {why}", self.queue))
     }
 
-    /// Publishes the copy of a delivery, and keeps for a moment what is acknowledged behind it.
-    async fn publish(&self, token: Token, letter: Letter) -> Result<(), Fate> {
+    async fn publish(&self, letter: Letter) -> Result<(), Fate> {
         let pipe = match self.pipe.get() {
             Some(pipe) => pipe,
             None => match runtime::handle() {
@@ -219,28 +198,7 @@ impl AmqpSettler {
                 Err(_) => return Err(Fate::Crowded("there is no runtime to publish on")),
             },
         };
-        let mut fate = pin!(pipe.send(letter));
-        self.expect(token, true);
-        match within(HOLD_BACK, fate.as_mut()).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(fate)) => {
-                self.expect(token, false);
-                Err(fate)
-            }
-            Err(_) => {
-                self.expect(token, false);
-                fate.await
-            }
-        }
-    }
-
-    /// Whether a delivery is expected to be acknowledged soon. If not, what waits behind it goes.
-    fn expect(&self, token: Token, soon: bool) {
-        let mut book = self.book();
-        book.unsettled.expect(token.0, slot(token), soon);
-        if book.kept > 0 && !soon {
-            self.write_acks(&mut book, self.most_kept());
-        }
+        pipe.send(letter).await
     }
 
     async fn retry(&self, message: &Incoming, token: Token, requeue: &Requeue) -> Result<(), SettleError> {
@@ -250,7 +208,7 @@ impl AmqpSettler {
             }
             let queue = self.delays.queue_for(requeue.after).await?;
             let route = (ShortString::default(), self.short(&queue)?);
-            match self.publish(token, self.letter(message, token, &requeue.headers, route)?).await {
+            match self.publish(self.letter(message, token, &requeue.headers, route)?).await {
                 Ok(()) => return self.settle_original(token),
                 // the delay's queue expired or was deleted: once more, with a new one
                 Err(Fate::Unroutable(_)) if !last_try => self.delays.forget(requeue.after).await,
@@ -264,7 +222,7 @@ impl AmqpSettler {
         let destination = &self.dead_letters;
         let route =
             (self.short(destination.exchange_name().unwrap_or_default())?, self.short(destination.name())?);
-        match self.publish(token, self.letter(message, token, letter.headers(), route)?).await {
+        match self.publish(self.letter(message, token, letter.headers(), route)?).await {
             Ok(()) => self.settle_original(token),
             Err(fate) => {
                 if let (Fate::Unroutable(_), None) = (&fate, destination.exchange_name()) {
@@ -291,15 +249,7 @@ impl AmqpSettler {
 
 impl Settler for AmqpSettler {
     fn ack(&self, token: Token) {
-        let mut book = self.book();
-        book.unsettled.mark(token.0, slot(token));
-        if book.kept > 0 {
-            book.kept += 1;
-            // some at a time: not a frame for each
-            if book.kept > self.most_kept() + usize::from(self.prefetch) / 8 {
-                self.write_acks(&mut book, self.most_kept());
-            }
-        }
+        self.book().unsettled.mark(token.0, slot(token));
     }
 
     fn release(&self, token: Token) {
@@ -328,12 +278,12 @@ impl Settler for AmqpSettler {
     }
 
     fn flush(&self) {
-        self.write_acks(&mut self.book(), self.most_kept());
+        self.write_acks(&mut self.book());
     }
 
     fn finish(&self) -> BoxFuture<'_, Result<(), SettleError>> {
         async {
-            self.write_acks(&mut self.book(), 0);
+            self.flush();
             if !self.channel.status().connected() {
                 return Err(self.gone());
             }

@@ -2,9 +2,8 @@
 //!
 //! A slot per delivery, linked in the order of their tags. An acknowledgement only marks its slot; a flush acknowledges
 //! the marked run at the head by one `multiple`, which is sound because everything the broker holds open up to that tag
-//! is marked, and the marked ones behind an open delivery one by one. An open delivery that is expected to be marked soon
-//! keeps those behind it, to go along in its `multiple`. Slots are used again: nothing is allocated per message, and a
-//! delivery that stays open for an hour costs one slot.
+//! is marked, and the marked ones behind an open delivery one by one. Slots are used again: nothing is allocated per
+//! message, and a delivery that stays open for an hour costs one slot.
 
 /// One `basic.ack`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +34,6 @@ struct Entry<P> {
     /// 0 where the slot is free: delivery tags count from 1.
     tag: u64,
     marked: bool,
-    /// It is marked soon.
-    expected: bool,
     payload: Option<P>,
     /// The age it came in at.
     born: u32,
@@ -54,7 +51,6 @@ impl<P> Unsettled<P> {
         let entry = Entry {
             tag,
             marked: false,
-            expected: false,
             payload: Some(payload),
             born: self.age,
             before: self.tail,
@@ -89,13 +85,6 @@ impl<P> Unsettled<P> {
         true
     }
 
-    /// Whether it is expected to be marked soon.
-    pub(crate) fn expect(&mut self, tag: u64, slot: Slot, soon: bool) {
-        if self.open(tag, slot).is_some() {
-            self.slots[slot.0].expected = soon;
-        }
-    }
-
     /// Takes it out, because it is settled by other means. False where it is not open.
     pub(crate) fn remove(&mut self, tag: u64, slot: Slot) -> bool {
         let open = self.open(tag, slot).is_some();
@@ -105,9 +94,8 @@ impl<P> Unsettled<P> {
         open
     }
 
-    /// Takes out all that are marked, and says how to acknowledge them. At most `keep` of them stay behind an open delivery
-    /// that is expected to be marked soon; how many that are.
-    pub(crate) fn flush(&mut self, keep: usize, acks: &mut Vec<Ack>) -> usize {
+    /// Takes out all that are marked, and says how to acknowledge them.
+    pub(crate) fn flush(&mut self, acks: &mut Vec<Ack>) {
         let (mut run, mut last) = (0_usize, 0);
         while let Some(at) = self.head.filter(|at| self.slots[*at].marked) {
             (run, last) = (run + 1, self.slots[at].tag);
@@ -117,14 +105,13 @@ impl<P> Unsettled<P> {
             acks.push(Ack { tag: last, multiple: run > 1 });
         }
         let mut marked = std::mem::take(&mut self.marked);
-        marked.retain(|(tag, at)| self.slots[*at].tag == *tag);
-        let keep = if self.head.is_some_and(|at| self.slots[at].expected) { keep } else { 0 };
-        for (tag, at) in marked.drain(..marked.len().saturating_sub(keep)) {
-            acks.push(Ack { tag, multiple: false });
-            self.unlink(at);
+        for (tag, at) in marked.drain(..) {
+            if self.slots[at].tag == tag {
+                acks.push(Ack { tag, multiple: false });
+                self.unlink(at);
+            }
         }
         self.marked = marked;
-        self.marked.len()
     }
 
     /// Time goes by. The tags of what is open for so many of these steps just now.
@@ -159,7 +146,7 @@ impl<P> Unsettled<P> {
             None => self.tail = before,
         }
         let entry = &mut self.slots[at];
-        (entry.tag, entry.marked, entry.expected, entry.payload) = (0, false, false, None);
+        (entry.tag, entry.marked, entry.payload) = (0, false, None);
         self.free.push(at);
     }
 }
@@ -178,8 +165,7 @@ mod tests {
         Mark(usize),
         MarkAgain(usize),
         Remove(usize),
-        Expect(usize, bool),
-        Flush(usize),
+        Flush,
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -188,8 +174,7 @@ mod tests {
             4 => (0_usize..64).prop_map(Step::Mark),
             1 => (0_usize..64).prop_map(Step::MarkAgain),
             1 => (0_usize..64).prop_map(Step::Remove),
-            1 => (0_usize..64, any::<bool>()).prop_map(|(nth, soon)| Step::Expect(nth, soon)),
-            1 => prop_oneof![Just(0_usize), 0_usize..64].prop_map(Step::Flush),
+            1 => Just(Step::Flush),
         ];
         prop::collection::vec(step, 0..400)
     }
@@ -224,7 +209,6 @@ mod tests {
         fn exactly_what_was_settled_is_acknowledged_and_once(steps in steps()) {
             let (mut unsettled, mut broker, mut tag) = (Unsettled::new(), Broker::default(), 0_u64);
             let (mut held, mut settled) = (BTreeMap::new(), BTreeMap::new());
-            let mut expected = BTreeSet::new();
             let mut acks = Vec::new();
             for step in steps {
                 match step {
@@ -248,26 +232,18 @@ mod tests {
                         held.remove(&tag);
                         broker.open.remove(&tag);
                     },
-                    Step::Expect(nth, soon) => if let Some((tag, slot)) = held.iter().nth(nth) {
-                        unsettled.expect(*tag, *slot, soon);
-                        if soon { expected.insert(*tag) } else { expected.remove(tag) };
-                    },
-                    Step::Flush(keep) => {
-                        let kept = unsettled.flush(keep, &mut acks);
+                    Step::Flush => {
+                        unsettled.flush(&mut acks);
                         acks.drain(..).for_each(|ack| broker.take(ack));
-                        prop_assert!(broker.acked.iter().all(|tag| settled.contains_key(tag)));
-                        prop_assert_eq!(broker.acked.len() + kept, settled.len());
-                        let first = held.keys().next();
-                        prop_assert!(kept <= keep && (kept == 0 || first.is_some_and(|tag| expected.contains(tag))));
-                        prop_assert_eq!(broker.open.len(), held.len() + kept);
+                        prop_assert!(broker.acked.iter().eq(settled.keys()));
+                        prop_assert!(broker.open.iter().eq(held.keys()));
                     }
                 }
                 prop_assert!(unsettled.slots.len() <= 400);
             }
-            unsettled.flush(0, &mut acks);
+            unsettled.flush(&mut acks);
             acks.drain(..).for_each(|ack| broker.take(ack));
             prop_assert!(broker.acked.iter().eq(settled.keys()));
-            prop_assert!(broker.open.iter().eq(held.keys()));
         }
     }
 
@@ -278,7 +254,7 @@ mod tests {
             let slot = unsettled.insert(tag, ());
             unsettled.mark(tag, slot);
             if tag % 100 == 0 {
-                unsettled.flush(100, &mut acks);
+                unsettled.flush(&mut acks);
             }
         }
         assert_eq!(acks, (1..=10).map(|n| Ack { tag: n * 100, multiple: true }).collect::<Vec<_>>());
@@ -303,20 +279,7 @@ mod tests {
         let slots: Vec<_> = (1..=3).map(|tag| unsettled.insert(tag, ())).collect();
         unsettled.mark(3, slots[2]);
         unsettled.mark(2, slots[1]);
-        unsettled.flush(100, &mut acks);
+        unsettled.flush(&mut acks);
         assert_eq!(acks, [Ack { tag: 3, multiple: false }, Ack { tag: 2, multiple: false }]);
-    }
-
-    #[test]
-    fn what_is_behind_one_that_is_expected_goes_along_with_it() {
-        let (mut unsettled, mut acks) = (Unsettled::new(), Vec::new());
-        let slots: Vec<_> = (1..=4).map(|tag| unsettled.insert(tag, ())).collect();
-        unsettled.expect(2, slots[1], true);
-        [1, 3, 4].into_iter().zip([0, 2, 3]).for_each(|(tag, at)| assert!(unsettled.mark(tag, slots[at])));
-        assert_eq!(unsettled.flush(2, &mut acks), 2);
-        assert_eq!(acks, [Ack { tag: 1, multiple: false }]);
-        unsettled.mark(2, slots[1]);
-        assert_eq!(unsettled.flush(2, &mut acks), 0);
-        assert_eq!(acks[1..], [Ack { tag: 4, multiple: true }]);
     }
 }
