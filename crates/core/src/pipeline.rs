@@ -217,11 +217,14 @@ impl Pipeline {
         count: fn(&Counters) -> &AtomicU64,
     ) -> Settling {
         Box::pin(async move {
-            let incoming = Arc::clone(delivery.incoming());
-            match settle::requeue(delivery, &requeue, &self.patience).await {
+            let held = Held { delivery: Some(delivery), pipeline: &self };
+            let stored = settle::requeue(held.delivery(), &requeue, &self.patience).await;
+            let delivery = held.take();
+            match stored {
                 Ok(()) => add(count(&self.counters)),
-                Err(error) => self.late(&incoming, &error),
+                Err(error) => self.late(delivery.incoming(), &error),
             }
+            delivery.disarm();
         })
     }
 
@@ -259,7 +262,7 @@ pub(crate) fn on_blocking_pool(call: Call) -> Call {
     })
 }
 
-/// A delivery while its handler runs. When the work is dropped at the deadline of a stop, it names the message and gives
+/// A delivery while its handler runs or its retry is being stored. When the work is dropped at the deadline of a stop, it names the message and gives
 /// it back.
 struct Held<'a> {
     delivery: Option<Delivery>,
@@ -271,8 +274,12 @@ impl Held<'_> {
         clippy::unwrap_used,
         reason = "filled when it is made, and emptied only by `take`, which consumes it"
     )]
+    fn delivery(&self) -> &Delivery {
+        self.delivery.as_ref().unwrap()
+    }
+
     fn incoming(&self) -> &Arc<Incoming> {
-        self.delivery.as_ref().unwrap().incoming()
+        self.delivery().incoming()
     }
 
     #[expect(clippy::unwrap_used, reason = "filled when it is made, and emptied only here")]

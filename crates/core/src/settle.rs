@@ -54,20 +54,19 @@ impl Requeue {
     }
 }
 
-/// Makes the copy safe, then settles the delivery. While it cannot be stored the delivery stays ours and it is tried
-/// again, ever more slowly; it ends only when it is stored or when the delivery is no longer ours.
+/// Makes the copy safe, then settles the delivery, which the caller disarms after it. While it cannot be stored the
+/// delivery stays ours and it is tried again, ever more slowly; it ends only when it is stored or when the delivery is no
+/// longer ours.
 pub(crate) async fn requeue(
-    delivery: Delivery,
+    delivery: &Delivery,
     requeue: &Requeue,
     patience: &Patience,
 ) -> Result<(), SettleError> {
-    let (token, Some(settler)) = (delivery.token(), delivery.settler().cloned()) else { return Ok(()) };
-    let stored = patience.until_stored(|| settler.requeue(delivery.incoming(), token, requeue)).await;
-    delivery.disarm();
-    stored
+    let (token, Some(settler)) = (delivery.token(), delivery.settler()) else { return Ok(()) };
+    patience.until_stored(|| settler.requeue(delivery.incoming(), token, requeue)).await
 }
 
-/// The same for a dead letter.
+/// The same for a dead letter, and disarms it.
 pub(crate) async fn dead_letter(
     delivery: Delivery,
     letter: &DeadLetter,

@@ -205,6 +205,49 @@ async fn a_copy_that_waits_to_be_stored_holds_up_no_other_message() {
     }
 }
 
+/// What is logged at `WARN` and above while it is the default.
+#[derive(Clone, Default)]
+struct Heard(Arc<std::sync::Mutex<String>>);
+
+impl tracing::Subscriber for Heard {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut heard = self.0.lock().expect("not poisoned");
+        event.record(&mut |_: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+            heard.push_str(&format!("{value:?} "));
+        });
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_a_stop_does_not_wait_for_is_given_back_under_its_right_name() {
+    let heard = Heard::default();
+    let _listening = tracing::subscriber::set_default(heard.clone());
+    let broker = Scripted::new();
+    broker.script().store.extend([SettleErrorKind::NotStored; 20]);
+    let tree = start(&broker, consumer()).await;
+    broker.body("\"fail\"");
+    tokio::time::sleep(10.millis()).await;
+    assert_eq!(broker.script().store.len(), 19, "it was tried");
+    tree.drain().await.expect("drains");
+    let told = broker.until(|told| !settled(told).is_empty()).await;
+    assert_eq!(settled(&told), [Told::Released(1)]);
+    let heard = heard.0.lock().expect("not poisoned").clone();
+    assert!(heard.contains("message.abandoned") && !heard.contains("this is a bug"), "{heard}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_dead_letter_is_stored_though_its_consumer_did_not_wait_for_it() {
     let broker = Scripted::new();
