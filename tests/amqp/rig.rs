@@ -125,6 +125,7 @@ pub(crate) fn body(delivery: &Delivery) -> String {
 
 /// The bare client.
 pub(crate) struct Outside {
+    url: String,
     _connection: Connection,
     pub(crate) channel: Channel,
 }
@@ -134,7 +135,7 @@ impl Outside {
         let connection = Connection::connect(url, ConnectionProperties::default()).await.expect("connects");
         let channel = connection.create_channel().await.expect("opens");
         channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
-        Self { _connection: connection, channel }
+        Self { url: url.to_owned(), _connection: connection, channel }
     }
 
     pub(crate) async fn publish(&self, queue: &str, body: &[u8], properties: AMQPProperties) {
@@ -150,7 +151,19 @@ impl Outside {
     }
 
     pub(crate) async fn try_get(&self, queue: &str) -> Option<BasicGetMessage> {
-        self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await.expect("asks")
+        let another;
+        let channel = if self.channel.status().connected() {
+            &self.channel
+        } else {
+            another = Self::connect(&self.url).await;
+            &another.channel
+        };
+        match channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await {
+            Ok(found) => found,
+            // a quorum queue that is being declared has no leader yet: the broker ends the connection for it
+            Err(error) if error.to_string().contains("noproc") => None,
+            Err(error) => panic!("asks: {error:?}"),
+        }
     }
 
     /// Messages in the queue that no consumer holds.

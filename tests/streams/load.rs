@@ -194,13 +194,15 @@ impl Load {
         let (done, dead, confirmed) =
             (self.books.done().clone(), self.dead(raw), self.books.confirmed().clone());
         let ended = |id: &u64| if dies(*id) { dead.contains_key(id) } else { done.contains_key(id) };
-        let open = confirmed.iter().filter(|id| !ended(id)).count();
+        let open: Vec<_> = confirmed.iter().filter(|id| !ended(id)).collect();
         let group = self.group();
         let (pending, ..): (usize, redis::Value, redis::Value, redis::Value) =
             ask(raw, &["XPENDING", &self.stream, "workers"]);
         let delayed: usize = ask(raw, &["ZCARD", &group.delay_key()]);
-        let all = [(open, "neither done nor dead"), (pending, "pending"), (delayed, "delayed")];
-        all.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect()
+        let open_too = (!open.is_empty()).then(|| format!("{open:?} neither done nor dead"));
+        let counts = [(pending, "pending"), (delayed, "delayed")];
+        let counted = counts.iter().filter(|(count, _)| *count > 0);
+        counted.map(|(count, what)| format!("{count} {what}")).chain(open_too).collect()
     }
 
     /// How often each is among the dead letters.

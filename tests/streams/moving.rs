@@ -192,6 +192,8 @@ async fn a_replica_takes_over_from_a_master_that_died() {
     let tree = consume(&cluster, &load).await;
     load.publish_these(&*publisher, 1..=20).await;
     load.until_done(18).await;
+    // a master does not wait for its replica, and sends a new one nothing for up to a second
+    block_in_place(|| cluster.until_replicated(master, replica).expect("replicates"));
     block_in_place(|| cluster.kill9(master).expect("kills"));
     // until the others have elected the replica nobody takes it
     load.publish_these(&*publisher, 21..=40).await;

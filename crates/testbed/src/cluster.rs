@@ -108,6 +108,14 @@ impl RedisCluster {
         until("the replica is the master", DEADLINE, || self.is_master(replica))
     }
 
+    /// Waits until the replica has what its master has now: only that survives the master's death.
+    pub fn until_replicated(&self, master: usize, replica: usize) -> Result<(), TestbedError> {
+        let written = self.offset(master, "master_repl_offset")?;
+        until("the replica has what was written", DEADLINE, || {
+            Ok(self.offset(replica, "slave_repl_offset")? >= written)
+        })
+    }
+
     /// The address for a client, with all nodes.
     pub fn url(&self) -> String {
         format!("redis+cluster://{}", self.hosts())
@@ -216,6 +224,13 @@ impl RedisCluster {
 
     fn is_well(&self, node: usize) -> Result<bool, TestbedError> {
         Ok(says(&self.ask(node, &["CLUSTER", "INFO"])?.text(), "cluster_state:ok"))
+    }
+
+    /// How far the node's replication is; 0 where it does not say.
+    fn offset(&self, node: usize, name: &str) -> Result<u64, TestbedError> {
+        let told = self.ask(node, &["INFO", "replication"])?.text();
+        let value = told.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        Ok(value.and_then(|value| value.trim().parse().ok()).unwrap_or(0))
     }
 
     fn is_master(&self, node: usize) -> Result<bool, TestbedError> {
