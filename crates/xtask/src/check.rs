@@ -87,7 +87,8 @@ fn oldest_rust(runner: &mut Runner) -> Result<(), Failure> {
 
 fn dependencies(runner: &mut Runner) -> Result<(), Failure> {
     if !has_cargo_deny(runner) {
-        let mut install = runner.cargo(&["install", "cargo-deny", "--locked"]);
+        // it runs for a second, and takes minutes to be optimised
+        let mut install = runner.cargo(&["install", "cargo-deny", "--locked", "--debug"]);
         if let Err(failure) = runner.run("install cargo-deny", &mut install) {
             println!(
                 "\nSKIPPED: bans, licences, sources and advisories, because cargo-deny is missing. {failure}"

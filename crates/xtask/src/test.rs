@@ -19,6 +19,9 @@ const EVERYTHING: [&str; 3] = ["test", "--workspace", "--all-features"];
 /// with Valkey.
 const REDIS_NAMES: [&str; 2] = ["redis", "streams"];
 
+/// Minutes of kills at each command of a message's way, which are the same commands there.
+const NOT_ON_VALKEY: &str = "steps";
+
 /// The tests of Redis Streams, which can use a cluster instead of one server; and which of them would be no different there:
 /// they have servers of their own kind.
 const STREAMS: &str = "streams";
@@ -73,6 +76,7 @@ fn valkey(runner: &mut Runner, folder: &Path) -> Result<(), Failure> {
     let is_redis = |name: &String| REDIS_NAMES.iter().any(|part| name.contains(part));
     let (whole, rest): (Vec<_>, Vec<_>) =
         metadata::tests_of(runner, BROKER_TESTS)?.into_iter().partition(is_redis);
+    let rest: Vec<_> = rest.into_iter().filter(|name| name != NOT_ON_VALKEY).collect();
     let brokers = Brokers::start(runner, BrokerSet::in_folder(folder), RedisServer::Valkey)?;
     let mut names = vec!["--"];
     names.extend(REDIS_NAMES);
