@@ -104,7 +104,7 @@ async fn a_publish_that_nobody_waits_for_keeps_its_place_until_the_broker_answer
 
     on(&rabbit, |rabbit| rabbit.ctl(&["set_vm_memory_high_watermark", "0.00001"]).expect("alarms")).await;
     for body in ["1", "2"] {
-        // written by the first poll, and dropped
+        // handed over by the first poll, and dropped
         assert!(publisher.send(Outgoing::new("orders", body)).now_or_never().is_none());
     }
     let error = publisher.send(Outgoing::new("orders", "3")).await.expect_err("no place is free");

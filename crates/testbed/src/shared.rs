@@ -1,7 +1,8 @@
 //! One `RabbitMQ`, one Redis and one Redis Cluster for a whole test process.
 //!
 //! `cargo xtask test` starts the first two once for all test processes and names them in the environment. Under a plain
-//! `cargo test` each process that needs one starts its own, as it always does with the cluster, and the guard ends it: a `static` is never dropped.
+//! `cargo test` each process that needs one starts its own, as it always does with the cluster, and the guard ends it: a
+//! `static` is never dropped.
 #![expect(
     clippy::panic,
     reason = "a test that has no broker cannot go on, and the panic says what to install"
