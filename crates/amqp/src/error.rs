@@ -124,6 +124,11 @@ pub(crate) fn text(error: &lapin::Error) -> &str {
     }
 }
 
+/// Whether it is what the broker said in a `connection.close` or `channel.close`.
+pub(crate) fn is_the_brokers(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(_))
+}
+
 /// Exhaustive over the protocol's codes; lapin's own kinds may grow, and an unknown one costs the channel.
 pub(crate) fn sort(error: &lapin::Error) -> Sort {
     match error.kind() {

@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep};
 
 use crate::connection::{Lane, Live};
-use crate::error::{Sort, Trouble, sort, text};
+use crate::error::{Sort, Trouble, is_the_brokers, sort, text};
 use crate::headers::encoded_size;
 use crate::replies::{DIRECT, Listening, Replies};
 use crate::returns::{Returns, Verdict};
@@ -119,6 +119,8 @@ impl Pipe {
 
 const BLOCKED: &str = "the broker takes no messages for now: it is short of memory or disk";
 const CLOSED: &str = "the connection was closed by this program";
+/// How long a closed channel is waited for to fail what is under way; lapin does it at once.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 const CROWDED: &str = "the deadline passed while earlier messages waited for their confirmation";
 
 /// The task: a channel for as long as it works, another one for the message after that.
@@ -178,6 +180,8 @@ struct Run<'a> {
     /// When the next deadline passes, at the earliest.
     due: Option<Instant>,
     failed: Option<lapin::Error>,
+    /// Until when a channel that is closed may say why.
+    ends: Option<Instant>,
 }
 
 type Sending = Pin<Box<dyn Future<Output = lapin::Result<Confirmation>> + Send>>;
@@ -210,6 +214,7 @@ impl<'a> Run<'a> {
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             due: None,
             failed: None,
+            ends: None,
         }
     }
 
@@ -231,7 +236,7 @@ impl<'a> Run<'a> {
         loop {
             let heard = self.look_at_news();
             if self.failed.is_some() || !self.channel.status().connected() {
-                return Poll::Ready(self.failed.take());
+                return self.end(cx);
             }
             let closed = self.fetch(cx, waiting, inbox);
             let started = self.start_some(waiting);
@@ -242,6 +247,20 @@ impl<'a> Run<'a> {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// lapin takes a channel for closed a moment before it fails what is under way with what the broker said. That is waited
+    /// for: without it nobody knows of which message the broker spoke.
+    fn end(&mut self, cx: &mut Context<'_>) -> Poll<Option<lapin::Error>> {
+        let is_told = self.failed.as_ref().is_some_and(is_the_brokers);
+        if !is_told && self.places.iter().any(|place| place.sending.is_some()) {
+            let until = *self.ends.get_or_insert_with(|| Instant::now() + LAST_WORDS);
+            self.timer.as_mut().reset(until);
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(self.failed.take())
     }
 
     /// Takes messages over, as many as the window holds. True when there will be no more.
@@ -339,7 +358,10 @@ impl<'a> Run<'a> {
             Ok(Confirmation::Nack(carried)) => (false, carried),
             Ok(Confirmation::NotRequested) => (false, None),
             Err(error) => {
-                self.failed.get_or_insert(error);
+                // what was just to be sent fails by the state of the channel, and says nothing of why
+                if self.failed.as_ref().is_none_or(|known| is_the_brokers(&error) && !is_the_brokers(known)) {
+                    self.failed = Some(error);
+                }
                 return;
             }
         };
