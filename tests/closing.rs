@@ -29,9 +29,7 @@ impl<S: tracing::Subscriber> Layer<S> for Halt {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
         let mut resolves = Resolves(false);
         event.record(&mut resolves);
-        if event.metadata().target() == "lapin::promise"
-            && resolves.0
-            && ARMED.swap(false, Ordering::SeqCst)
+        if event.metadata().target() == "lapin::promise" && resolves.0 && ARMED.swap(false, Ordering::SeqCst)
         {
             self.reached.send(()).expect("the test waits");
             // an error means that the test has ended
