@@ -271,8 +271,12 @@ impl Link {
         keys: &[&str],
         arguments: &[Vec<u8>],
     ) -> Result<Value, RedisError> {
-        let command = evaluate(script, keys, arguments);
-        Call { command: &command, script: Some(script) }.send(&mut self.connection, self.asking).await
+        self.call(&evaluate(script, keys, arguments), script).await
+    }
+
+    /// The same, by the command that calls it.
+    pub(crate) async fn call(&mut self, command: &Cmd, script: &Script) -> Result<Value, RedisError> {
+        Call { command, script: Some(script) }.send(&mut self.connection, self.asking).await
     }
 
     /// How to end a command that blocks on it, where the server tells.

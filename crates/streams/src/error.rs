@@ -53,6 +53,12 @@ pub(crate) fn trouble(error: &RedisError) -> Trouble {
     }
 }
 
+/// Whether an error leaves its connection useless or suspect.
+pub(crate) fn is_lost(error: &RedisError) -> bool {
+    // a replica answers what it likes and does nothing: the master is elsewhere by now
+    error.code() == Some("READONLY") || matches!(trouble(error), Trouble::Cut | Trouble::Silent)
+}
+
 /// Whether the key that was published to holds something that is not a stream.
 pub(crate) fn is_wrong_type(error: &PublishError) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<RedisError>());

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join;
+use futures_util::future::{join, join_all};
 use redis::{Cmd, RedisError, cmd};
 use steadfast_core::{Incoming, SubscribeErrorKind, Token};
 
@@ -55,18 +55,18 @@ impl Reader {
             let (count, acks, block) = match self.slot.next_step(drained, hold).await {
                 Step::Read { count, acks, block } => (self.pace.most(count), acks, block),
                 Step::Acks(acks) => {
-                    self.acknowledge(acks).await?;
+                    self.settle(acks).await?;
                     continue;
                 }
                 Step::Stop => return Ok(()),
             };
             if let Some(after) = self.history {
-                let (acked, read) = (self.acknowledge(acks).await, self.own_pending(after, count).await);
+                let (acked, read) = (self.settle(acks).await, self.own_pending(after, count).await);
                 acked.and(read)?;
                 continue;
             }
             if Instant::now() >= self.claim_at {
-                self.acknowledge(acks).await?;
+                self.settle(acks).await?;
                 self.claim(count).await?;
                 // not drained: the room that is left is read for without waiting
                 drained = false;
@@ -76,7 +76,7 @@ impl Reader {
         }
     }
 
-    /// One round trip: the acknowledgements and the next read.
+    /// One round trip: what is settled, and the next read.
     async fn read(&mut self, count: usize, acks: Vec<Token>, block: bool) -> Result<usize, RedisError> {
         let mut read = cmd("XREADGROUP");
         read.arg("GROUP").arg(&*self.slot.group.name).arg(&*self.slot.consumer).arg("COUNT").arg(count);
@@ -87,21 +87,22 @@ impl Reader {
         read.arg("STREAMS").arg(&*self.slot.group.stream).arg(">");
         let mut link = self.link.clone();
         let read = link.send(&read);
-        let (acked, answer) = if acks.is_empty() {
-            (Ok(()), read.await)
-        } else {
-            // polled in this order, so they are sent in this order, in one write; the answer to the first does not wait
-            // for the second
-            join(self.acknowledge(acks), read).await
-        };
+        // polled in this order, so they are sent in this order, in one write; the answer to the first does not wait for the
+        // last
+        let (acked, answer) = join(self.settle(acks), read).await;
         let entries = read_answer(answer?)?;
         let brought = entries.len();
         self.hand_over(entries, false);
         acked.map(|()| brought)
     }
 
-    async fn acknowledge(&self, acks: Vec<Token>) -> Result<(), RedisError> {
-        acknowledge(&self.slot, self.link.clone(), acks).await
+    /// Acknowledges, and sends the copies that wait for it.
+    async fn settle(&self, acks: Vec<Token>) -> Result<(), RedisError> {
+        let copies = self.slot.take_copies();
+        let copies = copies.into_iter().map(|copy| copy.send(&self.slot, self.link.clone()));
+        let (acked, sent) = join(acknowledge(&self.slot, self.link.clone(), acks), join_all(copies)).await;
+        // a reader that has no room to read learns from them that it is cut off
+        sent.into_iter().fold(acked, Result::and)
     }
 
     /// What was delivered to this name before and never settled: it comes first.

@@ -7,45 +7,49 @@ use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::future::BoxFuture;
-use redis::{RedisError, Script, Value};
+use redis::{Cmd, FromRedisValue, RedisError, Script, Value};
 use steadfast_core::{DeadLetter, Incoming, Requeue, SettleError, SettleErrorKind, Settler, Token};
+use tokio::sync::oneshot;
 
-use crate::connection::odd_answer;
+use crate::connection::{Link, odd_answer};
 use crate::error;
 use crate::group::millis;
 use crate::headers::{GROUP, SOURCE_GROUP, again, pairs};
 use crate::pending::{id, xadd};
 use crate::runtime;
 use crate::slot::Slot;
+use crate::wire::evaluate;
 
 /// Shared by both: the entry's fields with others set over them, or nothing.
 ///
 /// ARGV from `first`: how many pairs, the pairs, then the fields to take if the entry was trimmed.
 const COPY: &str = r"
 local function ours()
-  return #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) > 0
+  return redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])[1]
 end
-local function set(copy, name, value)
-  local at = copy.at[name]
-  if at then copy.fields[at] = value return end
-  local n = #copy.fields
-  copy.fields[n + 1], copy.fields[n + 2], copy.at[name] = name, value, n + 2
+local copy, at, size = {}, {}, 0
+local function set(name, value)
+  local known = at[name]
+  if known then copy[known] = value return end
+  copy[size + 1], copy[size + 2] = name, value
+  size = size + 2
+  at[name] = size
 end
-local function copy_of(first)
-  local over = tonumber(ARGV[first])
-  local rest = first + 1 + 2 * over
-  local copy, from = { fields = {}, at = {} }, ARGV
-  local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])
-  if entry[1] then from, rest = entry[1][2], 1 elseif #ARGV < rest then return nil end
-  for i = rest, #from, 2 do
-    local n = #copy.fields
-    if from[i] ~= 'steadfast-group' then
-      copy.fields[n + 1], copy.fields[n + 2] = from[i], from[i + 1]
-      copy.at[from[i]] = copy.at[from[i]] or n + 2
+local function copy_with(first)
+  local over = first + 2 * ARGV[first]
+  local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])[1]
+  local from, start = ARGV, over + 1
+  if entry then from, start = entry[2], 1 elseif #ARGV < start then return false end
+  for i = start, #from, 2 do
+    local name = from[i]
+    if name ~= 'steadfast-group' then
+      copy[size + 1], copy[size + 2] = name, from[i + 1]
+      size = size + 2
+      if not at[name] then at[name] = size end
     end
   end
-  for i = first + 1, first + 2 * over, 2 do set(copy, ARGV[i], ARGV[i + 1]) end
-  return copy
+  for i = first + 1, over, 2 do set(ARGV[i], ARGV[i + 1]) end
+  return true
 end
 ";
 
@@ -55,17 +59,16 @@ static REQUEUE: LazyLock<Script> = LazyLock::new(|| {
         "{COPY}{}",
         r"
 if not ours() then return 0 end
-local copy = copy_of(6)
-if not copy then return -1 end
-if not copy.at['steadfast-published-at'] then set(copy, 'steadfast-published-at', ARGV[5]) end
-set(copy, 'steadfast-group', ARGV[1])
+if not copy_with(6) then return -1 end
+if not at['steadfast-published-at'] then set('steadfast-published-at', ARGV[5]) end
+set('steadfast-group', ARGV[1])
 if ARGV[4] == '0' then
-  redis.call('XADD', KEYS[1], '*', unpack(copy.fields))
+  redis.call('XADD', KEYS[1], '*', unpack(copy))
 else
   local time = redis.call('TIME')
   local due = time[1] * 1000 + math.ceil(time[2] / 1000) + ARGV[4]
   local member = { ARGV[1], ARGV[3] }
-  for i = 1, #copy.fields do member[i + 2] = copy.fields[i] end
+  for i = 1, size do member[i + 2] = copy[i] end
   redis.call('ZADD', KEYS[2], string.format('%.0f', due), cmsgpack.pack(member))
 end
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
@@ -79,9 +82,8 @@ static DEAD_LETTER: LazyLock<Script> = LazyLock::new(|| {
         "{COPY}{}",
         r"
 if not ours() then return 0 end
-local copy = copy_of(4)
-if not copy then return -1 end
-redis.call('XADD', KEYS[2], '*', unpack(copy.fields))
+if not copy_with(4) then return -1 end
+redis.call('XADD', KEYS[2], '*', unpack(copy))
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 return 1"
     ))
@@ -95,8 +97,7 @@ static COPY_OUT: LazyLock<Script> = LazyLock::new(|| {
         "{COPY}{}",
         r"
 if not ours() then return 0 end
-local copy = copy_of(4)
-return copy and copy.fields or -1"
+return copy_with(4) and copy or -1"
     ))
 });
 
@@ -104,13 +105,12 @@ return copy and copy.fields or -1"
 ///
 /// KEYS: stream. ARGV: group, consumer, id.
 static ACKNOWLEDGE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(&format!(
-        "{COPY}{}",
+    Script::new(
         r"
-if not ours() then return 0 end
+if not redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])[1] then return 0 end
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
-return 1"
-    ))
+return 1",
+    )
 });
 
 /// Settles one subscription's deliveries. The last one to be dropped ends the slot.
@@ -187,6 +187,27 @@ impl Settler for StreamSettler {
     }
 }
 
+/// A script that stores a copy, left to the reader.
+pub(crate) struct Carried {
+    command: Cmd,
+    script: &'static Script,
+    token: Token,
+    done: oneshot::Sender<Result<i64, RedisError>>,
+}
+
+impl Carried {
+    /// Errors: only if the connection is of no more use; its sender hears of any other.
+    pub(crate) async fn send(self, slot: &Slot, mut link: Link) -> Result<(), RedisError> {
+        let answer = link.call(&self.command, self.script).await;
+        let said = answer.and_then(|answer| Ok(i64::from_redis_value(answer)?));
+        slot.copied(self.token, &said);
+        let lost = said.as_ref().err().filter(|error| error::is_lost(error)).cloned();
+        // this fails where nobody waits any more
+        let _ = self.done.send(said);
+        lost.map_or(Ok(()), Err)
+    }
+}
+
 /// A copy to be stored.
 struct Copy {
     script: &'static LazyLock<Script>,
@@ -200,39 +221,59 @@ const STORED: i64 = 1;
 const NOT_OURS: i64 = 0;
 const TRIMMED: i64 = -1;
 
+impl Slot {
+    /// What a script said of a delivery: after either of these it is no longer ours.
+    fn copied(&self, token: Token, said: &Result<i64, RedisError>) {
+        if matches!(said, Ok(STORED | NOT_OURS)) {
+            self.settled(token);
+        }
+    }
+}
+
 impl StreamSettler {
-    /// Runs the script; on our own runtime, so that a caller who goes away leaves nothing half known.
-    async fn store(&self, message: &Incoming, token: Token, copy: Copy) -> Result<(), SettleError> {
-        let Copy { script, target, mut arguments, what } = copy;
+    async fn store(&self, message: &Incoming, token: Token, mut copy: Copy) -> Result<(), SettleError> {
+        let what = format!("{} of {}/{}", copy.what, self.slot.group.stream, id(token));
         let mut fields = Vec::new();
-        let failed = |error: RedisError| {
-            error::settle(&format!("{what} of {}/{}", self.slot.group.stream, id(token)), error)
-        };
         loop {
-            let (slot, target) = (Arc::clone(&self.slot), target.clone());
-            let ran = runtime::run(async move {
-                let said = copy_to(&slot, script, &target, &arguments).await;
-                if matches!(said, Ok(STORED | NOT_OURS)) {
-                    slot.settled(token);
-                }
-                (said, arguments)
-            });
-            let (said, given) = ran.await.map_err(RedisError::from).map_err(failed)?;
-            arguments = given;
-            match said.map_err(failed)? {
+            match self.run(token, &mut copy).await.map_err(|error| error::settle(&what, error))? {
                 STORED => return Ok(()),
                 TRIMMED if fields.is_empty() => {
                     tracing::warn!(id = %id(token), "the entry was trimmed while it was pending: storing what was read of it");
                     again(message, &mut fields);
-                    arguments.extend(fields.iter().cloned());
+                    copy.arguments.extend(fields.iter().cloned());
                 }
                 _ => {
-                    let what =
-                        format!("{what} of {}/{}: it is no longer ours", self.slot.group.stream, id(token));
+                    let what = format!("{what}: it is no longer ours");
                     return Err(SettleError::new(SettleErrorKind::Gone, what));
                 }
             }
         }
+    }
+
+    /// Runs the script: with the reader's next command where there will be one soon, else at once. On our own runtime either
+    /// way, so that a caller who goes away leaves nothing half known.
+    async fn run(&self, token: Token, copy: &mut Copy) -> Result<i64, RedisError> {
+        let script: &'static Script = copy.script;
+        let (slot, target) = (Arc::clone(&self.slot), copy.target.clone());
+        if slot.line.server().nodes().is_none() {
+            let command = evaluate(script, &[&slot.group.stream, &target], &copy.arguments);
+            let (done, said) = oneshot::channel();
+            if slot.carry(Carried { command, script, token, done }).is_ok() {
+                // dropped where the reader ended before it was sent
+                if let Ok(said) = said.await {
+                    return said;
+                }
+            }
+        }
+        let arguments = std::mem::take(&mut copy.arguments);
+        let ran = runtime::run(async move {
+            let said = copy_to(&slot, script, &target, &arguments).await;
+            slot.copied(token, &said);
+            (said, arguments)
+        });
+        let (said, arguments) = ran.await.map_err(RedisError::from)?;
+        copy.arguments = arguments;
+        said
     }
 
     fn arguments(&self, token: Token) -> Vec<Vec<u8>> {

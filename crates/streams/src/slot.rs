@@ -17,11 +17,12 @@ use crate::connection::Line;
 use crate::group::Group;
 use crate::names::Owner;
 use crate::resume::before;
+use crate::settle::Carried;
 
 pub(crate) use state::Back;
 use state::{Reader, State};
 
-/// How long the reader waits for room once a flush was asked for, so that the acknowledgements go with a read.
+/// How long the reader waits for room once there is something to send, so that it goes with a read.
 const LINGER: Duration = Duration::from_millis(1);
 
 pub(crate) struct Slot {
@@ -59,7 +60,7 @@ pub(crate) struct Setup {
 pub(crate) enum Step {
     /// Reads at most `count`, after sending `acks`.
     Read { count: usize, acks: Vec<Token>, block: bool },
-    /// Sends acknowledgements alone: there is no room to read.
+    /// Sends acknowledgements, or copies, alone: there is no room to read.
     Acks(Vec<Token>),
     /// Ends.
     Stop,
@@ -68,7 +69,7 @@ pub(crate) enum Step {
 /// What the reader finds when it looks.
 enum Found {
     Work(Step),
-    /// Acknowledgements are to go soon, with a read if there is room in time.
+    /// Acknowledgements or copies are to go soon, with a read if there is room in time.
     Linger,
     Nothing,
 }
@@ -213,6 +214,23 @@ impl Slot {
         }
     }
 
+    /// Leaves a copy to the reader, which sends it with its next command; gives it back where that may take a while, or
+    /// never come. One that is left and then not sent is dropped.
+    pub(crate) fn carry(&self, copy: Carried) -> Result<(), Carried> {
+        let mut state = self.lock();
+        let goes = matches!(state.reader, Reader::Idle | Reader::Busy) && !state.in_order;
+        if !goes || state.stopping || state.ended.is_some() {
+            return Err(copy);
+        }
+        state.copies.push(copy);
+        let ring = state.reader == Reader::Idle;
+        drop(state);
+        if ring {
+            self.reader_bell.notify_one();
+        }
+        Ok(())
+    }
+
     /// A retry was stored that is due then.
     pub(crate) fn delayed(&self, after: Duration) {
         let Some(due) = Instant::now().checked_add(after) else { return };
@@ -299,17 +317,25 @@ impl Slot {
             return Found::Work(Step::Stop);
         }
         let count = if hold { 0 } else { state.credit() };
-        if count == 0 && !state.flush {
+        if count == 0 && !state.flush && state.copies.is_empty() {
             return Found::Nothing;
         }
-        if count == 0 && !lingered {
+        // where all that is held waits for its copy, only that makes room
+        let only_copies = !state.copies.is_empty() && state.held.len() <= state.copies.len();
+        if count == 0 && !lingered && !only_copies {
             return Found::Linger;
         }
-        let block = drained && count > 0;
+        // a script that the server does not know is sent again, and must not wait behind a read that waits
+        let block = drained && count > 0 && state.copies.is_empty();
         state.asked = count;
         state.reader = if block { Reader::Blocked } else { Reader::Busy };
         let acks = state.take_acks();
         Found::Work(if count == 0 { Step::Acks(acks) } else { Step::Read { count, acks, block } })
+    }
+
+    /// What goes along with the command that is sent now.
+    pub(crate) fn take_copies(&self) -> Vec<Carried> {
+        std::mem::take(&mut self.lock().copies)
     }
 
     /// Hands over what was read. True while it is wanted.
@@ -365,10 +391,12 @@ impl Slot {
     pub(crate) fn reader_ends(&self) {
         let mut state = self.lock();
         state.reader = Reader::Gone;
+        let unsent = std::mem::take(&mut state.copies);
         if state.stopping {
             state.give_back_buffer();
         }
         drop(state);
+        drop(unsent);
         self.news.notify_waiters();
         self.keeper_bell.notify_one();
     }

@@ -10,7 +10,7 @@ use redis::{Cmd, ErrorKind, RedisError, Script, ServerErrorKind, Value, cmd, pip
 
 use crate::address::Place;
 use crate::connection::Server;
-use crate::error::{Trouble, trouble};
+use crate::error::is_lost;
 
 /// A connection that was idle for this long is asked whether it still stands before anything is sent whose fate would be
 /// unknown otherwise.
@@ -189,9 +189,7 @@ impl Wire {
 
     /// Drops the connection after an error that leaves it useless or suspect. Others may have replaced it already.
     fn failed(&self, number: u64, error: &RedisError) {
-        // a replica answers what it likes and does nothing: the master is elsewhere by now
-        let demoted = error.code() == Some("READONLY");
-        if demoted || matches!(trouble(error), Trouble::Cut | Trouble::Silent) {
+        if is_lost(error) {
             let mut state = self.lock();
             if state.current.as_ref().is_some_and(|held| held.number == number) {
                 state.current = None;

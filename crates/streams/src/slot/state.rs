@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use steadfast_core::{Incoming, SubscribeError, Token};
 
+use crate::settle::Carried;
+
 #[derive(Default)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, not states")]
 pub(super) struct State {
@@ -28,6 +30,8 @@ pub(super) struct State {
     pub(super) acks: Vec<Token>,
     /// They are not to be held back any longer.
     pub(super) flush: bool,
+    /// To go along with the reader's next command.
+    pub(super) copies: Vec<Carried>,
     /// Given back, not yet sent.
     pub(super) releases: Vec<Back>,
     /// What goes back has to be read again before anything else is: the slot of a partition.
