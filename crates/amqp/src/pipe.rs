@@ -119,9 +119,10 @@ impl Pipe {
 
 const BLOCKED: &str = "the broker takes no messages for now: it is short of memory or disk";
 const CLOSED: &str = "the connection was closed by this program";
+const CROWDED: &str = "the deadline passed while earlier messages waited for their confirmation";
+
 /// How long a closed channel is waited for to fail what is under way; lapin does it at once.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-const CROWDED: &str = "the deadline passed while earlier messages waited for their confirmation";
 
 /// The task: a channel for as long as it works, another one for the message after that.
 async fn run(lane: Arc<Lane>, mut inbox: mpsc::Receiver<Job>, window: usize, replies: Option<Arc<Replies>>) {

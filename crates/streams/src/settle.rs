@@ -20,9 +20,10 @@ use crate::runtime;
 use crate::slot::Slot;
 use crate::wire::evaluate;
 
-/// Shared by both: the entry's fields with others set over them, or nothing.
+/// Shared by both: fills `copy` with the entry's fields and others set over them; false where there are none.
 ///
-/// ARGV from `first`: how many pairs, the pairs, then the fields to take if the entry was trimmed.
+/// ARGV from `first`: how many pairs, the pairs, then the fields to take if the entry was trimmed. `at` says where in `copy`
+/// the value of a name is, and `size` how long it is.
 const COPY: &str = r"
 local function ours()
   return redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])[1]
