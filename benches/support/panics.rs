@@ -93,7 +93,17 @@ async fn run(url: &str, panics: bool, messages: u64) -> Result<Spent, BoxError> 
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     tree.drain().await?;
+    forget(url, &queue).await?;
     Ok(spent)
+}
+
+/// A stream keeps what was settled: without this the server's memory would grow from round to round.
+async fn forget(url: &str, queue: &str) -> Result<(), BoxError> {
+    if url.starts_with("redis") {
+        let mut connection = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
+        redis::cmd("DEL").arg(queue).arg(format!("{queue}.dead")).exec_async(&mut connection).await?;
+    }
+    Ok(())
 }
 
 async fn publish(publisher: &dyn Publisher, queue: &str, messages: u64) -> Result<(), BoxError> {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
-    QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
 };
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable};
@@ -20,7 +20,7 @@ use crate::order::Order;
 use crate::{BoxError, Filler, counting, crowd};
 
 /// Steadfast's default.
-const PREFETCH: u16 = 200;
+const PREFETCH: u16 = 400;
 /// How many the bare optimum acknowledges at once.
 const MULTIPLE: u64 = 100;
 const PUBLISHERS: u64 = 1_000;
@@ -263,7 +263,10 @@ async fn take(
             break;
         }
     }
-    Ok(spent.await?)
+    let spent = spent.await?;
+    // else it cancels itself when it is dropped, in whatever state the channel is then
+    channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+    Ok(spent)
 }
 
 async fn publish_ours(url: &str, queue: &'static str, messages: u64) -> Result<Spent, BoxError> {

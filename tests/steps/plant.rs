@@ -167,14 +167,14 @@ impl Plant {
         command
     }
 
-    /// Runs the job to its end; the ids of the letters that may have been sent.
-    pub(crate) async fn finish_redrive(&mut self) -> BTreeSet<String> {
+    /// Runs the job to its end; the ids of the letters that may have been sent, and were not sent again.
+    pub(crate) async fn finish_redrive(&mut self, resend: bool) -> BTreeSet<String> {
         self.kill();
         self.proxy.open();
         let begun = Instant::now();
         loop {
             let mut command = self.redriving();
-            command.stdout(Stdio::piped());
+            command.stdout(Stdio::piped()).args(resend.then_some("--resend-uncertain"));
             let output = blocking(move || command.output().expect("runs")).await;
             let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
             if matches!(output.status.code(), Some(0 | 4)) {

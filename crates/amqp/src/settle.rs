@@ -34,6 +34,13 @@ use crate::unsettled::{Ack, Slot, Unsettled};
 /// Copies that may be unconfirmed at once.
 const COPIES: usize = 256;
 
+/// How long acknowledgements wait behind a delivery whose copy is under way, to go along with its own in one frame: as long
+/// as a consumer holds them back itself. A confirmation takes a millisecond or two, and one by one the acknowledgements of that
+/// time cost the broker more than the messages did.
+const HOLD_BACK: Duration = Duration::from_millis(5);
+/// With a smaller prefetch they do not wait: the broker would soon have no leave to send.
+const WIDE: u16 = 128;
+
 /// A quorum queue's client within the broker passes at most 32 commands on to the log, and keeps the rest in the channel
 /// until some of them are applied: a channel that closes before that takes them along, and what was acknowledged is
 /// delivered again. No answer of the broker tells, so after more frames than this the last ones are given [`CALM`].
@@ -128,10 +135,15 @@ impl AmqpSettler {
     }
 
     fn write_acks(&self, book: &mut Book) {
+        self.write_some(book, self.prefetch >= WIDE);
+    }
+
+    /// Writes acknowledgements, but where `hold` those behind a delivery that is expected to be acknowledged soon.
+    fn write_some(&self, book: &mut Book, hold: bool) {
         if book.abandoned {
             return;
         }
-        book.unsettled.flush(&mut book.acks);
+        book.unsettled.flush(hold, &mut book.acks);
         if !book.acks.is_empty() && self.kind != QueueKind::Classic {
             let now = Instant::now();
             let calm = book.written.replace(now).is_none_or(|before| now - before >= CALM);
@@ -190,7 +202,8 @@ impl AmqpSettler {
         SettleError::new(SettleErrorKind::NotStored, format!("copy a message of `{}`: {why}", self.queue))
     }
 
-    async fn publish(&self, letter: Letter) -> Result<(), Fate> {
+    /// Publishes the copy of a delivery, and keeps for a moment what is acknowledged behind it.
+    async fn publish(&self, token: Token, letter: Letter) -> Result<(), Fate> {
         let pipe = match self.pipe.get() {
             Some(pipe) => pipe,
             None => match runtime::handle() {
@@ -198,7 +211,28 @@ impl AmqpSettler {
                 Err(_) => return Err(Fate::Crowded("there is no runtime to publish on")),
             },
         };
-        pipe.send(letter).await
+        let mut fate = pin!(pipe.send(letter));
+        self.expect(token, true);
+        match within(HOLD_BACK, fate.as_mut()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(fate)) => {
+                self.expect(token, false);
+                Err(fate)
+            }
+            Err(_) => {
+                self.expect(token, false);
+                fate.await
+            }
+        }
+    }
+
+    /// Whether a delivery is expected to be acknowledged soon. If not, what waits behind it goes.
+    fn expect(&self, token: Token, soon: bool) {
+        let mut book = self.book();
+        book.unsettled.expect(token.0, slot(token), soon);
+        if !soon {
+            self.write_acks(&mut book);
+        }
     }
 
     async fn retry(&self, message: &Incoming, token: Token, requeue: &Requeue) -> Result<(), SettleError> {
@@ -208,7 +242,7 @@ impl AmqpSettler {
             }
             let queue = self.delays.queue_for(requeue.after).await?;
             let route = (ShortString::default(), self.short(&queue)?);
-            match self.publish(self.letter(message, token, &requeue.headers, route)?).await {
+            match self.publish(token, self.letter(message, token, &requeue.headers, route)?).await {
                 Ok(()) => return self.settle_original(token),
                 // the delay's queue expired or was deleted: once more, with a new one
                 Err(Fate::Unroutable(_)) if !last_try => self.delays.forget(requeue.after).await,
@@ -222,7 +256,7 @@ impl AmqpSettler {
         let destination = &self.dead_letters;
         let route =
             (self.short(destination.exchange_name().unwrap_or_default())?, self.short(destination.name())?);
-        match self.publish(self.letter(message, token, letter.headers(), route)?).await {
+        match self.publish(token, self.letter(message, token, letter.headers(), route)?).await {
             Ok(()) => self.settle_original(token),
             Err(fate) => {
                 if let (Fate::Unroutable(_), None) = (&fate, destination.exchange_name()) {
@@ -283,7 +317,7 @@ impl Settler for AmqpSettler {
 
     fn finish(&self) -> BoxFuture<'_, Result<(), SettleError>> {
         async {
-            self.flush();
+            self.write_some(&mut self.book(), false);
             if !self.channel.status().connected() {
                 return Err(self.gone());
             }

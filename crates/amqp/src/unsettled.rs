@@ -2,8 +2,9 @@
 //!
 //! A slot per delivery, linked in the order of their tags. An acknowledgement only marks its slot; a flush acknowledges
 //! the marked run at the head by one `multiple`, which is sound because everything the broker holds open up to that tag
-//! is marked, and the marked ones behind an open delivery one by one. Slots are used again: nothing is allocated per
-//! message, and a delivery that stays open for an hour costs one slot.
+//! is marked, and the marked ones behind an open delivery one by one. An open delivery that is expected to be marked soon
+//! keeps those behind it, to go along in its `multiple`. Slots are used again: nothing is allocated per message, and a
+//! delivery that stays open for an hour costs one slot.
 
 /// One `basic.ack`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,8 @@ struct Entry<P> {
     /// 0 where the slot is free: delivery tags count from 1.
     tag: u64,
     marked: bool,
+    /// It is marked soon.
+    expected: bool,
     payload: Option<P>,
     /// The age it came in at.
     born: u32,
@@ -51,6 +54,7 @@ impl<P> Unsettled<P> {
         let entry = Entry {
             tag,
             marked: false,
+            expected: false,
             payload: Some(payload),
             born: self.age,
             before: self.tail,
@@ -85,6 +89,13 @@ impl<P> Unsettled<P> {
         true
     }
 
+    /// Whether it is expected to be marked soon.
+    pub(crate) fn expect(&mut self, tag: u64, slot: Slot, soon: bool) {
+        if self.open(tag, slot).is_some() {
+            self.slots[slot.0].expected = soon;
+        }
+    }
+
     /// Takes it out, because it is settled by other means. False where it is not open.
     pub(crate) fn remove(&mut self, tag: u64, slot: Slot) -> bool {
         let open = self.open(tag, slot).is_some();
@@ -94,8 +105,9 @@ impl<P> Unsettled<P> {
         open
     }
 
-    /// Takes out all that are marked, and says how to acknowledge them.
-    pub(crate) fn flush(&mut self, acks: &mut Vec<Ack>) {
+    /// Takes out all that are marked, and says how to acknowledge them. Where `hold`, those stay that are behind an open
+    /// delivery which is expected to be marked soon.
+    pub(crate) fn flush(&mut self, hold: bool, acks: &mut Vec<Ack>) {
         let (mut run, mut last) = (0_usize, 0);
         while let Some(at) = self.head.filter(|at| self.slots[*at].marked) {
             (run, last) = (run + 1, self.slots[at].tag);
@@ -105,8 +117,9 @@ impl<P> Unsettled<P> {
             acks.push(Ack { tag: last, multiple: run > 1 });
         }
         let mut marked = std::mem::take(&mut self.marked);
-        for (tag, at) in marked.drain(..) {
-            if self.slots[at].tag == tag {
+        marked.retain(|(tag, at)| self.slots[*at].tag == *tag);
+        if !hold || !self.head.is_some_and(|at| self.slots[at].expected) {
+            for (tag, at) in marked.drain(..) {
                 acks.push(Ack { tag, multiple: false });
                 self.unlink(at);
             }
@@ -146,7 +159,7 @@ impl<P> Unsettled<P> {
             None => self.tail = before,
         }
         let entry = &mut self.slots[at];
-        (entry.tag, entry.marked, entry.payload) = (0, false, None);
+        (entry.tag, entry.marked, entry.expected, entry.payload) = (0, false, false, None);
         self.free.push(at);
     }
 }
@@ -165,7 +178,8 @@ mod tests {
         Mark(usize),
         MarkAgain(usize),
         Remove(usize),
-        Flush,
+        Expect(usize, bool),
+        Flush(bool),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -174,7 +188,8 @@ mod tests {
             4 => (0_usize..64).prop_map(Step::Mark),
             1 => (0_usize..64).prop_map(Step::MarkAgain),
             1 => (0_usize..64).prop_map(Step::Remove),
-            1 => Just(Step::Flush),
+            1 => (0_usize..64, any::<bool>()).prop_map(|(nth, soon)| Step::Expect(nth, soon)),
+            1 => any::<bool>().prop_map(Step::Flush),
         ];
         prop::collection::vec(step, 0..400)
     }
@@ -209,6 +224,7 @@ mod tests {
         fn exactly_what_was_settled_is_acknowledged_and_once(steps in steps()) {
             let (mut unsettled, mut broker, mut tag) = (Unsettled::new(), Broker::default(), 0_u64);
             let (mut held, mut settled) = (BTreeMap::new(), BTreeMap::new());
+            let mut expected = BTreeSet::new();
             let mut acks = Vec::new();
             for step in steps {
                 match step {
@@ -232,18 +248,28 @@ mod tests {
                         held.remove(&tag);
                         broker.open.remove(&tag);
                     },
-                    Step::Flush => {
-                        unsettled.flush(&mut acks);
+                    Step::Expect(nth, soon) => if let Some((tag, slot)) = held.iter().nth(nth) {
+                        unsettled.expect(*tag, *slot, soon);
+                        if soon { expected.insert(*tag) } else { expected.remove(tag) };
+                    },
+                    Step::Flush(hold) => {
+                        unsettled.flush(hold, &mut acks);
                         acks.drain(..).for_each(|ack| broker.take(ack));
-                        prop_assert!(broker.acked.iter().eq(settled.keys()));
-                        prop_assert!(broker.open.iter().eq(held.keys()));
+                        let first = held.keys().next();
+                        let holds = hold && first.is_some_and(|tag| expected.contains(tag));
+                        // what is ahead of all that is open goes in any case
+                        let goes = |tag: &&u64| !holds || first.is_none_or(|first| *tag < first);
+                        prop_assert!(settled.keys().filter(goes).all(|tag| broker.acked.contains(tag)));
+                        prop_assert!(broker.acked.iter().all(|tag| settled.contains_key(tag)));
+                        prop_assert_eq!(broker.open.len() + broker.acked.len(), held.len() + settled.len());
                     }
                 }
                 prop_assert!(unsettled.slots.len() <= 400);
             }
-            unsettled.flush(&mut acks);
+            unsettled.flush(false, &mut acks);
             acks.drain(..).for_each(|ack| broker.take(ack));
             prop_assert!(broker.acked.iter().eq(settled.keys()));
+            prop_assert!(broker.open.iter().eq(held.keys()));
         }
     }
 
@@ -254,7 +280,7 @@ mod tests {
             let slot = unsettled.insert(tag, ());
             unsettled.mark(tag, slot);
             if tag % 100 == 0 {
-                unsettled.flush(&mut acks);
+                unsettled.flush(true, &mut acks);
             }
         }
         assert_eq!(acks, (1..=10).map(|n| Ack { tag: n * 100, multiple: true }).collect::<Vec<_>>());
@@ -279,7 +305,20 @@ mod tests {
         let slots: Vec<_> = (1..=3).map(|tag| unsettled.insert(tag, ())).collect();
         unsettled.mark(3, slots[2]);
         unsettled.mark(2, slots[1]);
-        unsettled.flush(&mut acks);
+        unsettled.flush(true, &mut acks);
         assert_eq!(acks, [Ack { tag: 3, multiple: false }, Ack { tag: 2, multiple: false }]);
+    }
+
+    #[test]
+    fn what_is_behind_one_that_is_expected_goes_along_with_it() {
+        let (mut unsettled, mut acks) = (Unsettled::new(), Vec::new());
+        let slots: Vec<_> = (1..=4).map(|tag| unsettled.insert(tag, ())).collect();
+        unsettled.expect(2, slots[1], true);
+        [1, 3, 4].into_iter().zip([0, 2, 3]).for_each(|(tag, at)| assert!(unsettled.mark(tag, slots[at])));
+        unsettled.flush(true, &mut acks);
+        assert_eq!(acks, [Ack { tag: 1, multiple: false }]);
+        unsettled.mark(2, slots[1]);
+        unsettled.flush(true, &mut acks);
+        assert_eq!(acks[1..], [Ack { tag: 4, multiple: true }]);
     }
 }

@@ -20,14 +20,14 @@ use crate::suspects;
 
 /// Half of it is handled while the other half is read. On Redis the cost is in the wake-ups around each round trip: at 100
 /// a consumer reached 0.7 of the bare client's rate where it reached 0.9 at 200.
-const DEFAULT_IN_FLIGHT: usize = 200;
+const DEFAULT_IN_FLIGHT: usize = 400;
 
 /// A supervised consumer: where from, by which handler, how many at once, and what becomes of failures.
 ///
 /// | setting | default |
 /// |---|---|
 /// | [`concurrency`](Self::concurrency) | 1: messages are handled one after the other, in order |
-/// | [`max_in_flight`](Self::max_in_flight) | 200, or twice the concurrency where that is more |
+/// | [`max_in_flight`](Self::max_in_flight) | 400, or twice the concurrency where that is more |
 /// | [`retry`](Self::retry) | exponential, 1 s to 60 s, 5 attempts |
 /// | [`dead_letter`](Self::dead_letter) | the source's name and `.dead` |
 /// | [`codec`](Self::codec) | JSON, for messages that name no content type |
@@ -141,7 +141,8 @@ impl Consumer {
     }
 
     /// Most messages taken from the broker and not yet settled: AMQP's prefetch, Redis's COUNT. Never less than the
-    /// concurrency. Default 200, or twice the concurrency where that is more.
+    /// concurrency. Default 400, or twice the concurrency where that is more: for handlers that are quick. What waits here,
+    /// no other consumer can have, and all of it is in memory: lower it for slow handlers and for large messages.
     pub fn max_in_flight(mut self, messages: usize) -> Self {
         self.max_in_flight = Some(messages.max(1));
         self

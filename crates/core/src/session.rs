@@ -199,7 +199,10 @@ where
     fn poll_all(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         let mut turn = 0;
         loop {
-            turn += self.poll_in_flight(cx);
+            turn += match self.poll_in_flight(cx) {
+                Ok(finished) => finished,
+                Err(error) => return Poll::Ready(Ended::Factory(error)),
+            };
             let settled = self.poll_settling(cx);
             let taken = match self.poll_subscription(cx) {
                 Poll::Ready(Err(error)) => return Poll::Ready(Ended::Subscription(error)),
@@ -223,7 +226,7 @@ where
     }
 
     /// Starts what waits and takes what is done, in order of arrival.
-    fn poll_in_flight(&mut self, cx: &mut Context<'_>) -> u32 {
+    fn poll_in_flight(&mut self, cx: &mut Context<'_>) -> Result<u32, BoxError> {
         let mut finished = 0;
         loop {
             while self.may_start()
@@ -235,12 +238,16 @@ where
             }
             match self.in_flight.poll_next_unpin(cx) {
                 Poll::Ready(Some((generation, handled))) => {
-                    let waits = handled.settling.is_some();
+                    let (waits, panicked) = (handled.settling.is_some(), handled.panicked.is_some());
                     self.handled(generation, handled);
                     finished += 1;
                     if waits {
                         // at once: the broker stores the copy while the next message is handled
                         finished += self.poll_settling(cx);
+                    }
+                    if panicked && let Poll::Ready(made) = self.poll_replacement(cx) {
+                        // most factories wait for nothing: what was taken goes on, and the broker need not be asked for more before
+                        made?;
                     }
                 }
                 Poll::Ready(None) | Poll::Pending => break,
@@ -249,7 +256,7 @@ where
         if finished > 0 {
             self.setup.node.progress();
         }
-        finished
+        Ok(finished)
     }
 
     /// How many were settled: each makes room, and the last one may be what a suspect waits for.

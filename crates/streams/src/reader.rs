@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{join, join_all};
 use redis::{Cmd, RedisError, cmd};
-use steadfast_core::{Incoming, SubscribeErrorKind, Token};
+use steadfast_core::{SubscribeErrorKind, Token};
 
 use crate::connection::Link;
 use crate::error;
@@ -16,7 +16,8 @@ use crate::group::millis;
 use crate::headers::receive;
 use crate::pace::Pace;
 use crate::pending::{CLAIM, Claimed, Entry, HISTORY, RELEASED, claim_answer, id, read_answer};
-use crate::slot::{Slot, Step};
+use crate::settle::Said;
+use crate::slot::{Read, Slot, Step};
 
 /// Most rounds of one claim: the rest waits for the next, so that reading goes on.
 const CLAIM_ROUNDS: usize = 10;
@@ -89,20 +90,26 @@ impl Reader {
         let read = link.send(&read);
         // polled in this order, so they are sent in this order, in one write; the answer to the first does not wait for the
         // last
-        let (acked, answer) = join(self.settle(acks), read).await;
-        let entries = read_answer(answer?)?;
-        let brought = entries.len();
-        self.hand_over(entries, false);
-        acked.map(|()| brought)
+        let ((acked, said), answer) = join(self.send(acks), read).await;
+        let brought = answer.and_then(read_answer).map(|entries| {
+            let brought = entries.len();
+            self.hand_over(entries, false);
+            brought
+        });
+        // with what was read: who waits for both is woken once
+        pass_on(acked, said).and(brought)
     }
 
     /// Acknowledges, and sends the copies that wait for it.
     async fn settle(&self, acks: Vec<Token>) -> Result<(), RedisError> {
+        let (acked, said) = self.send(acks).await;
+        pass_on(acked, said)
+    }
+
+    async fn send(&self, acks: Vec<Token>) -> (Result<(), RedisError>, Vec<Said>) {
         let copies = self.slot.take_copies();
         let copies = copies.into_iter().map(|copy| copy.send(&self.slot, self.link.clone()));
-        let (acked, sent) = join(acknowledge(&self.slot, self.link.clone(), acks), join_all(copies)).await;
-        // a reader that has no room to read learns from them that it is cut off
-        sent.into_iter().fold(acked, Result::and)
+        join(acknowledge(&self.slot, self.link.clone(), acks), join_all(copies)).await
     }
 
     /// What was delivered to this name before and never settled: it comes first.
@@ -180,7 +187,7 @@ impl Reader {
             }
             received.incoming.redelivered = again;
             received.incoming.delivery_count = Some(entry.deliveries.saturating_sub(1));
-            wanted.push((received.incoming, entry.token));
+            wanted.push((Arc::new(received.incoming), entry.token));
         }
         if !skipped.is_empty() {
             self.slot.skip(skipped);
@@ -189,7 +196,7 @@ impl Reader {
         self.deliver(wanted);
     }
 
-    fn deliver(&self, wanted: Vec<(Incoming, Token)>) {
+    fn deliver(&self, wanted: Vec<Read>) {
         if !wanted.is_empty() {
             self.slot.deliver(wanted);
         }
@@ -198,6 +205,11 @@ impl Reader {
     fn arguments(&self) -> Vec<Vec<u8>> {
         vec![self.slot.group.name.as_bytes().to_vec(), self.slot.consumer.as_bytes().to_vec()]
     }
+}
+
+/// A reader that has no room to read learns from the copies that it is cut off.
+fn pass_on(acked: Result<(), RedisError>, said: Vec<Said>) -> Result<(), RedisError> {
+    said.into_iter().map(Said::pass_on).fold(acked, Result::and)
 }
 
 /// The subscription ends with this. A group that is gone is made again where this one stopped.

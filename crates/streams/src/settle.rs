@@ -197,14 +197,26 @@ pub(crate) struct Carried {
 }
 
 impl Carried {
-    /// Errors: only if the connection is of no more use; its sender hears of any other.
-    pub(crate) async fn send(self, slot: &Slot, mut link: Link) -> Result<(), RedisError> {
+    pub(crate) async fn send(self, slot: &Slot, mut link: Link) -> Said {
         let answer = link.call(&self.command, self.script).await;
         let said = answer.and_then(|answer| Ok(i64::from_redis_value(answer)?));
         slot.copied(self.token, &said);
-        let lost = said.as_ref().err().filter(|error| error::is_lost(error)).cloned();
+        Said { done: self.done, said }
+    }
+}
+
+/// What the server said of a copy; who left it to the reader waits for it.
+pub(crate) struct Said {
+    done: oneshot::Sender<Result<i64, RedisError>>,
+    said: Result<i64, RedisError>,
+}
+
+impl Said {
+    /// Errors: only if the connection is of no more use; who waits hears of any other.
+    pub(crate) fn pass_on(self) -> Result<(), RedisError> {
+        let lost = self.said.as_ref().err().filter(|error| error::is_lost(error)).cloned();
         // this fails where nobody waits any more
-        let _ = self.done.send(said);
+        let _ = self.done.send(self.said);
         lost.map_or(Ok(()), Err)
     }
 }
@@ -254,10 +266,9 @@ impl StreamSettler {
     /// Runs the script: with the reader's next command where there will be one soon, else at once. On our own runtime either
     /// way, so that a caller who goes away leaves nothing half known.
     async fn run(&self, token: Token, copy: &mut Copy) -> Result<i64, RedisError> {
-        let script: &'static Script = copy.script;
-        let (slot, target) = (Arc::clone(&self.slot), copy.target.clone());
+        let (slot, script): (_, &'static Script) = (&self.slot, copy.script);
         if slot.line.server().nodes().is_none() {
-            let command = evaluate(script, &[&slot.group.stream, &target], &copy.arguments);
+            let command = evaluate(script, &[&slot.group.stream, &copy.target], &copy.arguments);
             let (done, said) = oneshot::channel();
             if slot.carry(Carried { command, script, token, done }).is_ok() {
                 // dropped where the reader ended before it was sent
@@ -266,7 +277,13 @@ impl StreamSettler {
                 }
             }
         }
-        let arguments = std::mem::take(&mut copy.arguments);
+        // a large future, and rarely needed
+        Box::pin(self.run_at_once(token, copy)).await
+    }
+
+    async fn run_at_once(&self, token: Token, copy: &mut Copy) -> Result<i64, RedisError> {
+        let (slot, script) = (Arc::clone(&self.slot), copy.script);
+        let (target, arguments) = (copy.target.clone(), std::mem::take(&mut copy.arguments));
         let ran = runtime::run(async move {
             let said = copy_to(&slot, script, &target, &arguments).await;
             slot.copied(token, &said);

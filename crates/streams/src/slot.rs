@@ -4,13 +4,13 @@
 
 mod state;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use steadfast_core::{Incoming, SettleError, SettleErrorKind, SubscribeError, SubscribeErrorKind, Token};
+use steadfast_core::{SettleError, SettleErrorKind, SubscribeError, SubscribeErrorKind, Token};
 use tokio::sync::Notify;
 
 use crate::connection::Line;
@@ -19,7 +19,7 @@ use crate::names::Owner;
 use crate::resume::before;
 use crate::settle::Carried;
 
-pub(crate) use state::Back;
+pub(crate) use state::{Back, Read};
 use state::{Reader, State};
 
 /// How long the reader waits for room once there is something to send, so that it goes with a read.
@@ -112,11 +112,7 @@ impl Slot {
     // ---- the subscription
 
     /// Takes at most `room` out of the buffer; none there: remembers who waits, and lets the reader read.
-    pub(crate) fn take(
-        &self,
-        room: usize,
-        waker: &Waker,
-    ) -> Result<VecDeque<(Incoming, Token)>, SubscribeError> {
+    pub(crate) fn take(&self, room: usize, waker: &Waker) -> Result<Vec<Read>, SubscribeError> {
         let mut state = self.lock();
         if state.buffer.is_empty() && (state.stopping || state.ended.is_some()) {
             return Err(state.ended.take().unwrap_or_else(|| self.stopped()));
@@ -124,9 +120,8 @@ impl Slot {
         let handed_out = state.held.len() - state.buffer.len();
         state.window = state.window.max(handed_out + room).min(self.max.load(Ordering::Relaxed));
         let room = if state.narrow { 1 } else { room };
-        let rest = state.buffer.len().min(room);
-        let rest = state.buffer.split_off(rest);
-        let taken = std::mem::replace(&mut state.buffer, rest);
+        let room = state.buffer.len().min(room);
+        let taken: Vec<Read> = state.buffer.drain(..room).collect();
         state.wanted = taken.is_empty();
         if taken.is_empty() {
             match &mut state.waker {
@@ -339,10 +334,10 @@ impl Slot {
     }
 
     /// Hands over what was read. True while it is wanted.
-    pub(crate) fn deliver(&self, read: Vec<(Incoming, Token)>) {
+    pub(crate) fn deliver(&self, read: Vec<Read>) {
         let mut state = self.lock();
-        for (incoming, token) in read {
-            state.take_in(incoming, token);
+        for read in read {
+            state.take_in(read);
         }
         let waker = state.waker.take();
         let back = !state.releases.is_empty();

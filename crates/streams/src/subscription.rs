@@ -6,9 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use steadfast_core::{
-    Delivery, Incoming, Settler, Subscribe, SubscribeError, SubscribeErrorKind, Subscription, Token,
-};
+use steadfast_core::{Delivery, Settler, Subscribe, SubscribeError, SubscribeErrorKind, Subscription};
 
 use crate::connection::{Line, Server};
 use crate::group::{Group, check_dead_letters};
@@ -17,7 +15,7 @@ use crate::names::{Lease, unique_consumer};
 use crate::reader::{Reader, response_timeout};
 use crate::runtime;
 use crate::settle::StreamSettler;
-use crate::slot::{Setup, Slot};
+use crate::slot::{Read, Setup, Slot};
 
 /// How long an end waits for the consumer's name to be taken out of the group.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -108,14 +106,14 @@ impl Drop for StreamSubscription {
 
 /// Puts what was taken into the batch; ready where that is anything.
 pub(crate) fn hand_out<S: Settler + 'static>(
-    taken: impl IntoIterator<Item = (Incoming, Token)>,
+    taken: Vec<Read>,
     settler: &Arc<S>,
     batch: &mut Vec<Delivery>,
 ) -> Poll<Result<(), SubscribeError>> {
     let before = batch.len();
     batch.extend(taken.into_iter().map(|(incoming, token)| {
         let settler: Arc<dyn Settler> = Arc::clone(settler) as _;
-        Delivery::new(incoming, token, settler)
+        Delivery::from_shared(incoming, token, settler)
     }));
     if batch.len() > before { Poll::Ready(Ok(())) } else { Poll::Pending }
 }

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
-use steadfast_core::{Incoming, SubscribeError, SubscribeErrorKind, Token, known};
+use steadfast_core::{SubscribeError, SubscribeErrorKind, Token, known};
 use tokio::sync::{MutexGuard as TurnGuard, Notify, watch};
 
 use super::PartitionedGroup;
 use super::lanes::{Key, Lanes};
 use super::part::Part;
+use crate::slot::Read;
 
 pub(crate) struct Board {
     pub(crate) group: PartitionedGroup,
@@ -47,7 +48,7 @@ struct State {
 
 struct Owned {
     part: Arc<Part>,
-    lanes: Lanes<(Incoming, Token)>,
+    lanes: Lanes<Read>,
     /// The when of its taking, as a number.
     since: i64,
     /// It is on its way to the next owner.
@@ -85,7 +86,7 @@ impl Board {
     // ---- the subscription
 
     /// Takes at most `room` that may be handed out; none there: remembers who waits, and lets the readers read.
-    pub(crate) fn take(&self, room: usize, waker: &Waker) -> Result<Vec<(Incoming, Token)>, SubscribeError> {
+    pub(crate) fn take(&self, room: usize, waker: &Waker) -> Result<Vec<Read>, SubscribeError> {
         let mut state = self.lock();
         if let Some(ended) = state.ended.take() {
             return Err(ended);
@@ -336,7 +337,7 @@ impl State {
     }
 
     /// The next, from the next partition that has one.
-    fn hand_out(&mut self) -> Option<(Incoming, Token)> {
+    fn hand_out(&mut self) -> Option<Read> {
         let after = self.owned.range(self.served.saturating_add(1)..).map(|(partition, _)| *partition);
         let rest = self.owned.range(..=self.served).map(|(partition, _)| *partition);
         let has_one = |partition: &u16| self.owned[partition].ready() > 0;

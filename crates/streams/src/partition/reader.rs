@@ -204,7 +204,7 @@ impl PartitionReader {
             received.incoming.redelivered = again;
             received.incoming.delivery_count = Some(entry.deliveries.saturating_sub(1));
             received.incoming.headers.set(FENCE, lease.fence);
-            wanted.push((received.incoming, entry.token));
+            wanted.push((Arc::new(received.incoming), entry.token));
         }
         if !skipped.is_empty() {
             slot.skip(skipped);

@@ -2,6 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
@@ -9,11 +10,15 @@ use steadfast_core::{Incoming, SubscribeError, Token};
 
 use crate::settle::Carried;
 
+/// What was read, behind a pointer from the beginning: buffers of whole messages are so large that the allocator gives their
+/// pages back each time one is freed.
+pub(crate) type Read = (Arc<Incoming>, Token);
+
 #[derive(Default)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, not states")]
 pub(super) struct State {
     /// Read and not handed out.
-    pub(super) buffer: VecDeque<(Incoming, Token)>,
+    pub(super) buffer: VecDeque<Read>,
     /// The most that `poll_next` ever had room for, what it had handed out included: what is held never exceeds it.
     pub(super) window: usize,
     /// One at a time, and only for a `poll_next` that waits.
@@ -98,7 +103,7 @@ impl State {
 
     /// Takes in what was read. While narrow one, if nothing else is held: the rest goes back. So does what was read before
     /// something that went back is there again.
-    pub(super) fn take_in(&mut self, incoming: Incoming, token: Token) {
+    pub(super) fn take_in(&mut self, (incoming, token): Read) {
         self.last_read = self.last_read.max(Some(token));
         if self.held.contains(&token) {
             return;

@@ -1,0 +1,169 @@
+//! The embedded broker keeps nothing over its process, so what dies here is the worker alone: its runtime is taken away with
+//! everything on it, wherever each task was.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::future::Future;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use steadfast::prelude::*;
+use steadfast::{Journal, Outgoing, Redrive, RedriveError, Report};
+use steadfast_testbed::unique;
+use steadfast_tests::ids;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Notify;
+
+use crate::plant::{is_poison, name};
+
+const QUEUE: &str = "steps";
+const DEAD: &str = "steps.dead";
+const KILLS: usize = 25;
+/// Long enough for a busy machine; whatever is waited for ends the wait.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+#[derive(Serialize, Deserialize, Message)]
+#[message(name = "job")]
+struct Job {
+    id: usize,
+}
+
+/// What was finished, and after how many finished or failed attempts somebody is to be told.
+#[derive(Default)]
+struct Seen {
+    done: Mutex<Vec<usize>>,
+    attempts: Mutex<usize>,
+    tell_at: Mutex<usize>,
+    told: Notify,
+}
+
+impl Seen {
+    fn attempt(&self) {
+        let mut attempts = self.attempts.lock().expect("whole");
+        *attempts += 1;
+        if *attempts == *self.tell_at.lock().expect("whole") {
+            self.told.notify_one();
+        }
+    }
+
+    fn tell_after(&self, more: usize) {
+        *self.tell_at.lock().expect("whole") = *self.attempts.lock().expect("whole") + more;
+    }
+}
+
+#[derive(Handler)]
+#[handler(Job)]
+struct Worker(Arc<Seen>);
+
+impl Handle<Job> for Worker {
+    async fn handle(&self, job: Job, _: &Context) -> Result<(), Failure> {
+        // so that some are in the middle of it when all of it goes
+        tokio::task::yield_now().await;
+        self.0.attempt();
+        if is_poison(job.id) {
+            return Err(Failure::retry("never works"));
+        }
+        self.0.done.lock().expect("whole").push(job.id);
+        Ok(())
+    }
+}
+
+/// A process, as far as tasks go.
+fn process() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("builds")
+}
+
+/// Runs it on a process of its own until `kill` resolves, and takes that away then.
+async fn killed_at(work: impl Future<Output = ()> + Send + 'static, kill: impl Future<Output = ()>) {
+    let process = process();
+    process.spawn(work);
+    tokio::time::timeout(PATIENCE, kill).await.expect("it gets that far");
+    process.shutdown_background();
+}
+
+async fn work(url: String, seen: Arc<Seen>) {
+    let broker = steadfast::connect(&url).await.expect("is there");
+    let consumer = Consumer::new("jobs", Source::queue(QUEUE))
+        .handler(move || Worker(Arc::clone(&seen)))
+        .concurrency(8)
+        .retry(Retry::exponential(1.millis()..5.millis()).max_attempts(3));
+    let tree = Supervisor::new("worker").consumer(consumer).start(broker).await.expect("starts");
+    tree.ended().await.expect("goes on until it is killed");
+}
+
+async fn redrive(url: String, folder: PathBuf) -> Result<Report, RedriveError> {
+    let broker = steadfast::connect(&url).await.expect("is there");
+    let operator = broker.operator().expect("has one");
+    let mut journal = Journal::open(folder.join("journal"), "fix")?;
+    let job = Redrive::new("fix").ramp([], Duration::ZERO).rate(2_000.0);
+    job.run(&*operator, DEAD, &mut journal, |_| ControlFlow::Continue(())).await
+}
+
+pub(crate) async fn each_ends_in_one_place(messages: usize) {
+    let url = format!("embedded:{}", unique("steps"));
+    let broker = steadfast::connect(&url).await.expect("is there");
+    broker.declare(&Source::queue(QUEUE)).await.expect("declares");
+    let operator = broker.operator().expect("has one");
+    let publisher = broker.publisher().await.expect("publishes");
+    for id in 0..messages {
+        let mut message = Outgoing::new(QUEUE, format!(r#"{{"id":{id}}}"#));
+        message.message_id = name(id);
+        publisher.send(message).await.expect("published");
+    }
+
+    let seen = Arc::new(Seen::default());
+    for kill in 0..KILLS {
+        // another number each time, so that it is another step
+        seen.tell_after(messages / KILLS / 2 + 7 * kill);
+        killed_at(work(url.clone(), Arc::clone(&seen)), seen.told.notified()).await;
+    }
+    let open = async || {
+        let inspection = operator.inspect(&Source::queue(QUEUE)).await.expect("tells");
+        [inspection.ready, inspection.unsettled, inspection.delayed].into_iter().flatten().sum::<u64>()
+    };
+    let all_settled = async {
+        while open().await > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    killed_at(work(url.clone(), Arc::clone(&seen)), all_settled).await;
+
+    let mut done = seen.done.lock().expect("whole").clone();
+    let finished = done.len();
+    done.sort_unstable();
+    done.dedup();
+    assert!(done.into_iter().eq((0..messages).filter(|id| !is_poison(*id))), "each that can be is done");
+    let poison: BTreeSet<String> = (0..messages).filter(|id| is_poison(*id)).map(name).collect();
+    let dead = ids(&*operator, DEAD).await;
+    assert!(
+        dead.len() == poison.len() && dead.iter().cloned().collect::<BTreeSet<_>>() == poison,
+        "{dead:?}"
+    );
+
+    let folder = std::env::temp_dir().join(unique("steps"));
+    fs::create_dir(&folder).expect("makes a folder");
+    for kill in 1..=KILLS / 5 {
+        let some_sent = async {
+            while ids(&*operator, QUEUE).await.len() < kill * poison.len() / KILLS {
+                tokio::task::yield_now().await;
+            }
+        };
+        let work = redrive(url.clone(), folder.clone());
+        // whatever it says when its process goes
+        killed_at(async { drop(work.await) }, some_sent).await;
+    }
+    let report = redrive(url.clone(), folder.clone()).await.expect("runs to its end");
+    assert!(report.uncertain.is_empty(), "moved in one step: {report:?}");
+    let (sent, stay) = (ids(&*operator, QUEUE).await, ids(&*operator, DEAD).await);
+    assert!(stay.is_empty(), "{stay:?}");
+    assert!(sent.len() == poison.len() && sent.into_iter().collect::<BTreeSet<_>>() == poison, "each once");
+    println!(
+        "embedded: {messages} messages, {KILLS} kills and {} of the redrive, {} done twice",
+        KILLS / 5,
+        finished + poison.len() - messages
+    );
+    fs::remove_dir_all(&folder).expect("is removed");
+}
