@@ -212,27 +212,15 @@ impl AmqpSettler {
             },
         };
         let mut fate = pin!(pipe.send(letter));
-        self.expect(token, true);
-        match within(HOLD_BACK, fate.as_mut()).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(fate)) => {
-                self.expect(token, false);
-                Err(fate)
+        let expected = Expected::soon(self, token);
+        if let Ok(fate) = within(HOLD_BACK, fate.as_mut()).await {
+            if fate.is_ok() {
+                expected.comes();
             }
-            Err(_) => {
-                self.expect(token, false);
-                fate.await
-            }
+            return fate;
         }
-    }
-
-    /// Whether a delivery is expected to be acknowledged soon. If not, what waits behind it goes.
-    fn expect(&self, token: Token, soon: bool) {
-        let mut book = self.book();
-        book.unsettled.expect(token.0, slot(token), soon);
-        if !soon {
-            self.write_acks(&mut book);
-        }
+        drop(expected);
+        fate.await
     }
 
     async fn retry(&self, message: &Incoming, token: Token, requeue: &Requeue) -> Result<(), SettleError> {
@@ -278,6 +266,35 @@ impl AmqpSettler {
 
     fn short(&self, name: &str) -> Result<ShortString, SettleError> {
         ShortString::try_new(name).map_err(|_| self.not_stored("the name of its destination is too long"))
+    }
+}
+
+/// A delivery that is expected to be acknowledged soon; once it is no longer, what waits behind it goes.
+struct Expected<'a> {
+    settler: &'a AmqpSettler,
+    token: Token,
+    comes: bool,
+}
+
+impl<'a> Expected<'a> {
+    fn soon(settler: &'a AmqpSettler, token: Token) -> Self {
+        settler.book().unsettled.expect(token.0, slot(token), true);
+        Self { settler, token, comes: false }
+    }
+
+    /// It is acknowledged now.
+    fn comes(mut self) {
+        self.comes = true;
+    }
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        if !self.comes {
+            let mut book = self.settler.book();
+            book.unsettled.expect(self.token.0, slot(self.token), false);
+            self.settler.write_acks(&mut book);
+        }
     }
 }
 
