@@ -135,9 +135,14 @@ pub(crate) async fn each_ends_in_one_place(messages: usize) {
     let finished = done.len();
     done.sort_unstable();
     done.dedup();
-    assert!(done.into_iter().eq((0..messages).filter(|id| !is_poison(*id))), "each that can be is done");
     let poison: BTreeSet<String> = (0..messages).filter(|id| is_poison(*id)).map(name).collect();
     let dead = ids(&*operator, DEAD).await;
+    let done: BTreeSet<String> = done.into_iter().map(name).collect();
+    let undone: Vec<String> =
+        (0..messages).map(name).filter(|id| !poison.contains(id) && !done.contains(id)).collect();
+    let where_they_are =
+        (undone.iter().filter(|id| dead.contains(id)).count(), ids(&*operator, QUEUE).await, open().await);
+    assert!(undone.is_empty(), "each that can be is done: {undone:?}, {where_they_are:?}");
     assert!(
         dead.len() == poison.len() && dead.iter().cloned().collect::<BTreeSet<_>>() == poison,
         "{dead:?}"

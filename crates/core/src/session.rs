@@ -395,10 +395,13 @@ where
 
     /// Sets suspects apart, and narrows the window with the first of them.
     fn sort_batch(&mut self) {
-        self.window = Window::after(self.batch.iter().any(|delivery| is_suspect(delivery.incoming())));
+        let suspects = self.batch.iter().any(|delivery| is_suspect(delivery.incoming()));
+        let alone = self.batch.len() == 1 && self.held() == 0;
+        let keep = self.waiting.keeps(suspects, alone);
+        self.window = Window::after(suspects);
         self.tell_window();
         for delivery in self.batch.drain(..) {
-            self.waiting.push(delivery, self.setup.release_counts);
+            self.waiting.push(delivery, keep, self.setup.release_counts);
         }
     }
 

@@ -124,10 +124,10 @@ async fn it_has_as_long_as_an_attempt() {
 #[tokio::test(start_paused = true)]
 async fn it_does_not_hear_of_what_the_handler_never_had() {
     let stage = Stage::open(|consumer| consumer).await;
-    stage.broker.body("{");
     let mut crashed = Incoming::new("\"one\"", Origin::default());
     crashed.delivery_count = Some(5);
     stage.broker.deliver(crashed);
+    stage.broker.body("{");
     let mut unknown = Incoming::new("\"one\"", Origin::default());
     unknown.message_type = Some("other".to_owned());
     stage.broker.deliver(unknown);
