@@ -9,10 +9,10 @@ use futures_util::future::{BoxFuture, join_all};
 use steadfast::prelude::*;
 use steadfast::{Outgoing, Publisher};
 
-use crate::BoxError;
 use crate::contest::{Contest, Side};
 use crate::meter::{Meter, Spent};
 use crate::order::Order;
+use crate::{BoxError, streams};
 
 /// One of so many panics.
 const EVERY: u64 = 100;
@@ -100,8 +100,7 @@ async fn run(url: &str, panics: bool, messages: u64) -> Result<Spent, BoxError> 
 /// A stream keeps what was settled: without this the server's memory would grow from round to round.
 async fn forget(url: &str, queue: &str) -> Result<(), BoxError> {
     if url.starts_with("redis") {
-        let mut connection = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
-        redis::cmd("DEL").arg(queue).arg(format!("{queue}.dead")).exec_async(&mut connection).await?;
+        streams::clear(&mut streams::open(url).await?, queue).await?;
     }
     Ok(())
 }

@@ -102,11 +102,11 @@ impl Contest for PublishRedis {
     }
 }
 
-async fn open(url: &str) -> Result<MultiplexedConnection, BoxError> {
+pub(crate) async fn open(url: &str) -> Result<MultiplexedConnection, BoxError> {
     Ok(Client::open(url)?.get_multiplexed_async_connection().await?)
 }
 
-async fn clear(admin: &mut MultiplexedConnection, stream: &str) -> Result<(), BoxError> {
+pub(crate) async fn clear(admin: &mut MultiplexedConnection, stream: &str) -> Result<(), BoxError> {
     let (dead, delay) = (format!("{stream}.dead"), format!("{{{stream}}}:delay"));
     cmd("DEL").arg(stream).arg(dead).arg(delay).exec_async(admin).await?;
     Ok(())

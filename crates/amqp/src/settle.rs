@@ -134,12 +134,8 @@ impl AmqpSettler {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_acks(&self, book: &mut Book) {
-        self.write_some(book, self.prefetch >= WIDE);
-    }
-
     /// Writes acknowledgements, but where `hold` those behind a delivery that is expected to be acknowledged soon.
-    fn write_some(&self, book: &mut Book, hold: bool) {
+    fn write_acks(&self, book: &mut Book, hold: bool) {
         if book.abandoned {
             return;
         }
@@ -169,7 +165,7 @@ impl AmqpSettler {
         if !self.channel.status().connected() || !book.unsettled.mark(token.0, slot(token)) {
             return Err(self.gone());
         }
-        self.write_acks(&mut book);
+        self.write_acks(&mut book, true);
         Ok(())
     }
 
@@ -202,7 +198,7 @@ impl AmqpSettler {
         SettleError::new(SettleErrorKind::NotStored, format!("copy a message of `{}`: {why}", self.queue))
     }
 
-    /// Publishes the copy of a delivery, and keeps for a moment what is acknowledged behind it.
+    /// Publishes the copy of a delivery. What is acknowledged behind it waits for a moment.
     async fn publish(&self, token: Token, letter: Letter) -> Result<(), Fate> {
         let pipe = match self.pipe.get() {
             Some(pipe) => pipe,
@@ -211,6 +207,9 @@ impl AmqpSettler {
                 Err(_) => return Err(Fate::Crowded("there is no runtime to publish on")),
             },
         };
+        if self.prefetch < WIDE {
+            return pipe.send(letter).await;
+        }
         let mut fate = pin!(pipe.send(letter));
         let expected = Expected::soon(self, token);
         if let Ok(fate) = within(HOLD_BACK, fate.as_mut()).await {
@@ -293,7 +292,7 @@ impl Drop for Expected<'_> {
         if !self.comes {
             let mut book = self.settler.book();
             book.unsettled.expect(self.token.0, slot(self.token), false);
-            self.settler.write_acks(&mut book);
+            self.settler.write_acks(&mut book, true);
         }
     }
 }
@@ -329,12 +328,12 @@ impl Settler for AmqpSettler {
     }
 
     fn flush(&self) {
-        self.write_acks(&mut self.book());
+        self.write_acks(&mut self.book(), true);
     }
 
     fn finish(&self) -> BoxFuture<'_, Result<(), SettleError>> {
         async {
-            self.write_some(&mut self.book(), false);
+            self.write_acks(&mut self.book(), false);
             if !self.channel.status().connected() {
                 return Err(self.gone());
             }

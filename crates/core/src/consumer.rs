@@ -18,8 +18,8 @@ use crate::retry::Retry;
 use crate::session::Factory;
 use crate::suspects;
 
-/// Half of it is handled while the other half is read. On Redis the cost is in the wake-ups around each round trip: at 100
-/// a consumer reached 0.7 of the bare client's rate where it reached 0.9 at 200.
+/// Half of it is handled while the other half is read: on Redis the cost is in the wake-ups around each round trip. On RabbitMQ
+/// the rest of it is what the broker may send while a copy is confirmed. docs/speed.md has the figures.
 const DEFAULT_IN_FLIGHT: usize = 400;
 
 /// A supervised consumer: where from, by which handler, how many at once, and what becomes of failures.

@@ -88,15 +88,14 @@ impl Reader {
         read.arg("STREAMS").arg(&*self.slot.group.stream).arg(">");
         let mut link = self.link.clone();
         let read = link.send(&read);
-        // polled in this order, so they are sent in this order, in one write; the answer to the first does not wait for the
-        // last
+        // polled in this order, so they are sent in this order, in one write
         let ((acked, said), answer) = join(self.send(acks), read).await;
         let brought = answer.and_then(read_answer).map(|entries| {
             let brought = entries.len();
             self.hand_over(entries, false);
             brought
         });
-        // with what was read: who waits for both is woken once
+        // with what was read, since a read beside copies does not wait at the server: who waits for both is woken once
         pass_on(acked, said).and(brought)
     }
 
@@ -106,6 +105,7 @@ impl Reader {
         pass_on(acked, said)
     }
 
+    /// The same, and what the server said of the copies is still to be passed on.
     async fn send(&self, acks: Vec<Token>) -> (Result<(), RedisError>, Vec<Said>) {
         let copies = self.slot.take_copies();
         let copies = copies.into_iter().map(|copy| copy.send(&self.slot, self.link.clone()));

@@ -120,8 +120,8 @@ impl Slot {
         let handed_out = state.held.len() - state.buffer.len();
         state.window = state.window.max(handed_out + room).min(self.max.load(Ordering::Relaxed));
         let room = if state.narrow { 1 } else { room };
-        let room = state.buffer.len().min(room);
-        let taken: Vec<Read> = state.buffer.drain(..room).collect();
+        let here = state.buffer.len().min(room);
+        let taken: Vec<Read> = state.buffer.drain(..here).collect();
         state.wanted = taken.is_empty();
         if taken.is_empty() {
             match &mut state.waker {
@@ -333,7 +333,7 @@ impl Slot {
         std::mem::take(&mut self.lock().copies)
     }
 
-    /// Hands over what was read. True while it is wanted.
+    /// Hands over what was read.
     pub(crate) fn deliver(&self, read: Vec<Read>) {
         let mut state = self.lock();
         for read in read {
