@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 use steadfast_benches::{
-    BoxError, ConsumeRabbit, ConsumeRedis, Contest, Embedded, Filler, Panics, Plan, PublishRabbit,
+    BoxError, ConsumeRabbit, ConsumeRedis, Contest, Embedded, Filler, Panics, Plan, Prefetch, PublishRabbit,
     PublishRedis, Publishing, compare, json, table,
 };
 
@@ -87,7 +87,9 @@ fn contests(arguments: &Arguments) -> Vec<Box<dyn Contest>> {
     };
     let mut contests: Vec<Box<dyn Contest>> = Vec::new();
     if let Some(url) = &arguments.amqp {
-        contests.push(Box::new(ConsumeRabbit { url: url.clone(), filler }));
+        for prefetch in [Prefetch::Usual, Prefetch::Default] {
+            contests.push(Box::new(ConsumeRabbit { url: url.clone(), filler, prefetch }));
+        }
         for work in [Publishing::Same, Publishing::Quorum, Publishing::BodyOnly] {
             contests.push(Box::new(PublishRabbit { url: url.clone(), work }));
         }

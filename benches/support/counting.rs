@@ -23,11 +23,12 @@ impl Handle<Order> for Counting {
     }
 }
 
-/// Consumes `messages` that are there, and settles them.
+/// Consumes `messages` that are there, and settles them; `max_in_flight` at its default where none is given.
 pub(crate) async fn consume(
     broker: Arc<dyn Broker>,
     source: Source,
     messages: u64,
+    max_in_flight: Option<u16>,
 ) -> Result<Spent, BoxError> {
     let (meter, spent) = Meter::new(messages);
     let dead = format!("{}.dead", source.name());
@@ -35,6 +36,10 @@ pub(crate) async fn consume(
         .handler(move || Counting { meter: Arc::clone(&meter) })
         .retry(Retry::exponential(200.millis()..30.secs()).max_attempts(5))
         .dead_letter(dead);
+    let consumer = match max_in_flight {
+        Some(most) => consumer.max_in_flight(usize::from(most)),
+        None => consumer,
+    };
     let tree = Supervisor::new("benches").consumer(consumer).start(broker).await?;
     let spent = tokio::select! {
         spent = spent => spent?,

@@ -28,7 +28,7 @@ pub use contest::{Contest, Plan, Row, Side, compare};
 pub use memory::Embedded;
 pub use meter::Spent;
 pub use panics::Panics;
-pub use rabbit::{ConsumeRabbit, PublishRabbit, Publishing};
+pub use rabbit::{ConsumeRabbit, Prefetch, PublishRabbit, Publishing};
 pub use report::{json, table};
 pub use streams::{ConsumeRedis, PublishRedis};
 

@@ -51,7 +51,7 @@ async fn ours(body: Bytes, messages: u64) -> Result<Spent, BoxError> {
         }
         Ok::<_, BoxError>(())
     });
-    let spent = counting::consume(broker, Source::queue(QUEUE), messages).await?;
+    let spent = counting::consume(broker, Source::queue(QUEUE), messages, None).await?;
     publishing.await??;
     Ok(spent)
 }

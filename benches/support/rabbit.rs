@@ -19,8 +19,6 @@ use crate::meter::{Meter, Spent};
 use crate::order::Order;
 use crate::{BoxError, Filler, counting, crowd};
 
-/// Steadfast's default.
-const PREFETCH: u16 = 400;
 /// How many the bare optimum acknowledges at once.
 const MULTIPLE: u64 = 100;
 const PUBLISHERS: u64 = 1_000;
@@ -34,6 +32,26 @@ pub struct ConsumeRabbit {
     pub url: String,
     /// Who published what is consumed.
     pub filler: Filler,
+    /// How many unacknowledged messages the broker lets each side have.
+    pub prefetch: Prefetch,
+}
+
+/// What a broker may send ahead decides how well either side does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefetch {
+    /// 100, which is what most people set.
+    Usual,
+    /// 400, which is Steadfast's default.
+    Default,
+}
+
+impl Prefetch {
+    fn most(self) -> u16 {
+        match self {
+            Self::Usual => 100,
+            Self::Default => 400,
+        }
+    }
 }
 
 /// Publishing, 1,000 at once, each confirmed.
@@ -85,7 +103,10 @@ impl Publishing {
 
 impl Contest for ConsumeRabbit {
     fn name(&self) -> &'static str {
-        "consume-rabbitmq"
+        match self.prefetch {
+            Prefetch::Usual => "consume-rabbitmq",
+            Prefetch::Default => "consume-rabbitmq-default",
+        }
     }
 
     fn messages(&self) -> u64 {
@@ -104,16 +125,19 @@ impl Contest for ConsumeRabbit {
                 Filler::Steadfast => drop(publish_ours(&self.url, admin.queue, messages).await?),
             }
             admin.holds(messages).await?;
+            let (url, most) = (&self.url, self.prefetch.most());
             let spent = match side {
                 Side::Ours => {
                     let source: Source = Queue::classic(admin.queue).into();
-                    let broker = steadfast::connect(&self.url).await?;
-                    counting::consume(broker, source, messages).await?
+                    let broker = steadfast::connect(url).await?;
+                    // the default is left as it is, so that it is the default that is measured
+                    let most = (self.prefetch == Prefetch::Usual).then_some(most);
+                    counting::consume(broker, source, messages, most).await?
                 }
                 Side::Bare => {
-                    bare(&self.url, admin.queue, |consumer| take(consumer, messages, MULTIPLE)).await?
+                    bare(url, admin.queue, most, |consumer| take(consumer, messages, MULTIPLE)).await?
                 }
-                Side::Usual => bare(&self.url, admin.queue, |consumer| take(consumer, messages, 1)).await?,
+                Side::Usual => bare(url, admin.queue, most, |consumer| take(consumer, messages, 1)).await?,
             };
             admin.holds(0).await?;
             admin.close().await?;
@@ -226,6 +250,7 @@ fn persistent() -> AMQPProperties {
 async fn bare<F>(
     url: &str,
     queue: &str,
+    prefetch: u16,
     drive: impl FnOnce((Channel, Consumer)) -> F,
 ) -> Result<Spent, BoxError>
 where
@@ -233,7 +258,7 @@ where
 {
     let connection = Connection::connect(url, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
-    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+    channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
     let options = BasicConsumeOptions::default();
     let consumer = channel.basic_consume(queue.into(), "bare".into(), options, FieldTable::default()).await?;
     let spent = tokio::spawn(drive((channel.clone(), consumer))).await??;

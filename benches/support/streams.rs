@@ -62,7 +62,7 @@ impl Contest for ConsumeRedis {
             let spent = match side {
                 Side::Ours => {
                     let broker = steadfast::connect(&self.url).await?;
-                    counting::consume(broker, Source::queue(stream).group(GROUP), messages).await?
+                    counting::consume(broker, Source::queue(stream).group(GROUP), messages, None).await?
                 }
                 Side::Bare => tokio::spawn(take(open(&self.url).await?, stream, messages)).await??,
                 Side::Usual => tokio::spawn(usual(open(&self.url).await?, stream, messages)).await??,

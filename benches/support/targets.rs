@@ -13,10 +13,12 @@ pub(crate) enum Target {
     Ours(f64),
 }
 
-const TARGETS: [(&str, Target); 14] = [
+const TARGETS: [(&str, Target); 16] = [
     ("consume-rabbitmq", Target::Ratio(0.95)),
     ("consume-rabbitmq-cpu", Target::Cost(1.25)),
     ("consume-rabbitmq-usual", Target::Ratio(3.5)),
+    ("consume-rabbitmq-default", Target::Ratio(0.95)),
+    ("consume-rabbitmq-default-cpu", Target::Cost(1.25)),
     ("publish-rabbitmq", Target::Ratio(0.95)),
     ("publish-rabbitmq-usual", Target::Ratio(10.0)),
     ("publish-rabbitmq-quorum", Target::Ratio(0.95)),

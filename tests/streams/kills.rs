@@ -57,7 +57,8 @@ async fn half_of_twenty_consumers_are_killed_again_and_again() {
         ack(&*last, vec![delivery]).await;
     }
     // it has a name of its own only once it has read
-    bed.until("no name of the dead", |bed| bed.consumers().iter().all(|name| name.starts_with("test@"))).await;
+    bed.until("no name of the dead", |bed| bed.consumers().iter().all(|name| name.starts_with("test@")))
+        .await;
     last.close().await.expect("closes");
     assert!(bed.consumers().is_empty(), "{:?}", bed.consumers());
     let times: HashMap<u32, u32> = bed.raw(&["HGETALL", &counted]);

@@ -85,6 +85,8 @@ pub(crate) struct Scene {
     pub(crate) app_version: Option<Arc<str>>,
 }
 
+/// How many headers a record has at most.
+const MOST: usize = 20;
 /// Longest error chain in a record, in bytes; a whole record stays well within the smallest AMQP frame.
 const CHAIN_LIMIT: usize = 2048;
 
@@ -97,7 +99,7 @@ impl DeadLetter {
         scene: &Scene,
         now: SystemTime,
     ) -> Self {
-        let (incoming, mut headers) = (delivery.incoming(), Headers::new());
+        let (incoming, mut headers) = (delivery.incoming(), Headers::with_capacity(MOST));
         let (chain, origin) = (failure.chain(), &incoming.origin);
         headers.set(known::RETRY_COUNT, attempts);
         headers.set(known::ERROR, cut(&chain, 1024));

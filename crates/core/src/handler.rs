@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use crate::codec::{self, Codec};
@@ -140,7 +141,8 @@ impl<H> fmt::Debug for Route<H> {
     }
 }
 
-/// A decoded message bound to its handler, not started yet.
+/// A decoded message bound to its handler, not started yet. It does not panic: where the handler does, it fails with
+/// [`Cause::Panic`].
 pub(crate) type Call = BoxFuture<'static, Result<(), Failure>>;
 
 fn prepare<H: Handle<M>, M: Message>(
@@ -151,7 +153,7 @@ fn prepare<H: Handle<M>, M: Message>(
 ) -> Result<Call, BoxError> {
     let message: M = codec::decode(incoming, codec)?;
     let handler = Arc::clone(handler);
-    Ok(Box::pin(async move { handler.handle(message, &cx).await }))
+    Ok(caught(async move { handler.handle(message, &cx).await }))
 }
 
 fn last_chance<H: Handle<M>, M: Message>(
@@ -163,7 +165,13 @@ fn last_chance<H: Handle<M>, M: Message>(
 ) -> Result<Call, BoxError> {
     let message: M = codec::decode(incoming, codec)?;
     let handler = Arc::clone(handler);
-    Ok(Box::pin(async move { handler.on_dead(message, &failure, &cx).await }))
+    Ok(caught(async move { handler.on_dead(message, &failure, &cx).await }))
+}
+
+/// A panic is caught here, where it has the fewest frames to unwind: each of them costs.
+fn caught(call: impl Future<Output = Result<(), Failure>> + Send + 'static) -> Call {
+    let caught = AssertUnwindSafe(call).catch_unwind();
+    Box::pin(caught.map(|result| result.unwrap_or_else(|panic| Err(panicked(&*panic)))))
 }
 
 /// A handler whose type no longer matters.
@@ -236,6 +244,11 @@ fn decoded<H>(route: &Route<H>, decode: impl FnOnce() -> Result<Call, BoxError>)
     catch_unwind(AssertUnwindSafe(decode))
         .unwrap_or_else(|panic| Err(format!("decoding panicked: {}", panic_text(&*panic)).into()))
         .map_err(|error| Failure::poison(Cause::Undecodable, Undecodable { name: route.name, error }))
+}
+
+/// The failure that a panic is.
+pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {
+    Failure::panic(panic_text(panic))
 }
 
 /// The text of a panic.

@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 /// The names that Steadfast reads and writes. All but the first three begin with `steadfast-`.
 pub mod known {
@@ -219,6 +220,8 @@ impl fmt::Display for HeaderValue {
 
 /// A message's headers, in the order they were set. Names are case-sensitive; setting one again replaces it.
 ///
+/// A clone shares them with its original until one of the two is changed.
+///
 /// ```
 /// use steadfast_core::Headers;
 ///
@@ -227,18 +230,25 @@ impl fmt::Display for HeaderValue {
 /// assert_eq!(headers.text("tenant").unwrap(), Some("acme"));
 /// assert_eq!(headers.text("colour").unwrap(), None);
 /// ```
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Headers(Vec<(Cow<'static, str>, HeaderValue)>);
+#[derive(Clone, Default)]
+pub struct Headers(Option<Arc<Vec<Header>>>);
+
+type Header = (Cow<'static, str>, HeaderValue);
 
 impl Headers {
     /// No headers. Does not allocate.
     pub const fn new() -> Self {
-        Self(Vec::new())
+        Self(None)
+    }
+
+    /// None either, with room for so many.
+    pub(crate) fn with_capacity(headers: usize) -> Self {
+        Self(Some(Arc::new(Vec::with_capacity(headers))))
     }
 
     /// The value of `name`.
     pub fn get(&self, name: &str) -> Option<&HeaderValue> {
-        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value)
+        self.all().iter().find(|(known, _)| known == name).map(|(_, value)| value)
     }
 
     /// The text of `name`: `None` where it is not set, an error where it is set to something else than text.
@@ -273,9 +283,10 @@ impl Headers {
     /// Sets `name` to `value`, in place of what it was.
     pub fn set(&mut self, name: impl Into<Cow<'static, str>>, value: impl Into<HeaderValue>) -> &mut Self {
         let (name, value) = (name.into(), value.into());
-        match self.0.iter_mut().find(|(known, _)| *known == name) {
+        let all = self.all_mut();
+        match all.iter_mut().find(|(known, _)| *known == name) {
             Some((_, old)) => *old = value,
-            None => self.0.push((name, value)),
+            None => all.push((name, value)),
         }
         self
     }
@@ -286,40 +297,61 @@ impl Headers {
             Some(known) => Cow::Borrowed(*known),
             None => Cow::Owned(name),
         };
-        self.0.push((name, value));
+        self.all_mut().push((name, value));
     }
 
     /// Takes `name` out.
     pub fn remove(&mut self, name: &str) -> Option<HeaderValue> {
-        let at = self.0.iter().position(|(known, _)| known == name)?;
-        Some(self.0.remove(at).1)
+        let at = self.all().iter().position(|(known, _)| known == name)?;
+        Some(self.all_mut().remove(at).1)
     }
 
     /// Sets all of `other`'s over these.
     pub fn merge(&mut self, other: &Headers) {
         if self.is_empty() {
-            self.0.clone_from(&other.0);
+            self.clone_from(other);
             return;
         }
-        self.0.reserve(other.len());
-        for (name, value) in &other.0 {
+        self.all_mut().reserve(other.len());
+        for (name, value) in other.all() {
             self.set(name.clone(), value.clone());
         }
     }
 
     /// Names and values in the order they were set.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &HeaderValue)> {
-        self.0.iter().map(|(name, value)| (&**name, value))
+        self.all().iter().map(|(name, value)| (&**name, value))
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.all().len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all().is_empty()
+    }
+
+    fn all(&self) -> &[Header] {
+        self.0.as_deref().map_or(&[], Vec::as_slice)
+    }
+
+    /// Apart from every clone.
+    fn all_mut(&mut self) -> &mut Vec<Header> {
+        Arc::make_mut(self.0.get_or_insert_default())
+    }
+}
+
+impl PartialEq for Headers {
+    fn eq(&self, other: &Self) -> bool {
+        self.all() == other.all()
+    }
+}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
     }
 }
 
@@ -375,6 +407,21 @@ mod tests {
     fn known_names_are_not_allocated_again() {
         let mut headers = Headers::new();
         headers.push("x-error".to_owned(), "boom".into());
-        assert!(matches!(headers.0[0].0, Cow::Borrowed(_)));
+        assert!(matches!(headers.all()[0].0, Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_clone_is_changed_apart_from_its_original() {
+        let mut headers = Headers::new();
+        headers.set("tenant", "acme").set("colour", "red");
+        let before = headers.clone();
+        headers.set("colour", "blue");
+        headers.remove("tenant");
+        assert_eq!((before.text("tenant"), before.text("colour")), (Ok(Some("acme")), Ok(Some("red"))));
+        assert_eq!((headers.text("tenant"), headers.text("colour")), (Ok(None), Ok(Some("blue"))));
+        headers.remove("colour");
+        assert!(headers.is_empty() && headers == Headers::new());
+        headers.merge(&before);
+        assert_eq!(headers, before);
     }
 }

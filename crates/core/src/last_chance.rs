@@ -2,17 +2,14 @@
 //!
 //! Owns when it is asked and for how long. What it says changes nothing about where the message goes.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
-
-use futures_util::FutureExt;
 
 use crate::codec::Codec;
 use crate::dead_letter::Reason;
 use crate::delivery::Incoming;
 use crate::envelope::Context;
-use crate::handler::{Dispatch, panic_text};
+use crate::handler::Dispatch;
 use crate::outcome::{Cause, Failure};
 use crate::pipeline::on_blocking_pool;
 
@@ -44,11 +41,7 @@ impl LastChance {
             Err(undecodable) => return Some(undecodable),
         };
         let limit = self.timeout.unwrap_or(LIMIT);
-        match tokio::time::timeout(limit, AssertUnwindSafe(call).catch_unwind()).await {
-            Ok(Ok(result)) => result.err(),
-            Ok(Err(panic)) => Some(Failure::panic(panic_text(&*panic))),
-            Err(_) => Some(Failure::timeout(limit)),
-        }
+        tokio::time::timeout(limit, call).await.unwrap_or_else(|_| Err(Failure::timeout(limit))).err()
     }
 }
 

@@ -16,6 +16,7 @@ mod handler;
 mod headers;
 #[cfg(feature = "health")]
 mod health_http;
+mod held_back;
 mod last_chance;
 mod letter;
 mod message;

@@ -15,7 +15,7 @@ use tower::{Layer, Service, ServiceExt};
 use crate::delivery::Incoming;
 use crate::error::BoxError;
 use crate::handler::Call;
-use crate::outcome::Failure;
+use crate::outcome::{Cause, Failure};
 
 /// One attempt at one message, on its way through the layers to the handler.
 pub struct Attempt {
@@ -101,7 +101,15 @@ impl Service<Attempt> for Innermost {
     }
 
     fn call(&mut self, attempt: Attempt) -> Self::Future {
-        Box::pin(async move { attempt.call.await.map_err(|failure| Carried(failure).into()) })
+        Box::pin(async move {
+            attempt.call.await.map_err(|failure| {
+                if failure.cause() == Cause::Panic {
+                    // on through the layers: none of them is to take it for an error that it may make nothing of
+                    std::panic::resume_unwind(Box::new(failure.to_string()));
+                }
+                Carried(failure).into()
+            })
+        })
     }
 }
 

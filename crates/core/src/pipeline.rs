@@ -17,7 +17,7 @@ use crate::codec::Codec;
 use crate::dead_letter::{DeadLetter, Reason, Scene};
 use crate::delivery::{Delivery, Incoming};
 use crate::envelope::{Context, Outlet};
-use crate::handler::{Call, Dispatch, panic_text};
+use crate::handler::{Call, Dispatch, panicked};
 use crate::headers::known;
 use crate::last_chance::{self, LastChance};
 use crate::middleware::{Attempt, Layers};
@@ -148,23 +148,30 @@ impl Pipeline {
     }
 
     async fn handle(&self, incoming: &Arc<Incoming>, number: u32, call: Call) -> Outcome {
-        let guarded = AssertUnwindSafe(self.through_layers(incoming, number, call)).catch_unwind();
-        let result = match self.timeout {
-            None => guarded.await,
-            Some(limit) => match tokio::time::timeout(limit, guarded).await {
-                Ok(result) => result,
-                Err(_) => Ok(Err(Failure::timeout(limit))),
-            },
+        let result = match &self.layers {
+            None if !self.blocking => self.in_time(call).await,
+            layers => self.in_time(self.around(layers.as_ref(), incoming, number, call)).await,
         };
-        result.unwrap_or_else(|panic| Err(Failure::panic(panic_text(&*panic)))).into()
+        result.into()
     }
 
-    async fn through_layers(&self, incoming: &Arc<Incoming>, number: u32, call: Call) -> Result<(), Failure> {
+    async fn in_time(&self, attempt: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+        let Some(limit) = self.timeout else { return attempt.await };
+        tokio::time::timeout(limit, attempt).await.unwrap_or_else(|_| Err(Failure::timeout(limit)))
+    }
+
+    /// The call on a thread of its own, or through layers, which may panic themselves.
+    async fn around(
+        &self,
+        layers: Option<&Layers>,
+        incoming: &Arc<Incoming>,
+        number: u32,
+        call: Call,
+    ) -> Result<(), Failure> {
         let call = if self.blocking { on_blocking_pool(call) } else { call };
-        match &self.layers {
-            None => call.await,
-            Some(layers) => layers.call(Attempt { incoming: Arc::clone(incoming), number, call }).await,
-        }
+        let Some(layers) = layers else { return call.await };
+        let through = layers.call(Attempt { incoming: Arc::clone(incoming), number, call });
+        AssertUnwindSafe(through).catch_unwind().await.unwrap_or_else(|panic| Err(panicked(&*panic)))
     }
 
     /// Acknowledges, or says how it is settled otherwise. `unheard` is how the last chance failed.
@@ -254,10 +261,8 @@ pub(crate) fn on_blocking_pool(call: Call) -> Call {
         let runtime = tokio::runtime::Handle::current();
         match tokio::task::spawn_blocking(move || runtime.block_on(call)).await {
             Ok(result) => result,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(error) => Err(error.into()),
-            },
+            // the runtime is shutting down
+            Err(error) => Err(error.into()),
         }
     })
 }

@@ -21,11 +21,10 @@ use crate::circuit::{Admits, Gate, Pass};
 use crate::delivery::Delivery;
 use crate::error::{BoxError, SubscribeError, chain};
 use crate::handler::Dispatch;
+use crate::held_back::HeldBack;
 use crate::pipeline::{Handled, Panicked, Pipeline, Settling};
 use crate::suspects::{Next, Waiting, Window, is_suspect};
 
-/// Longest that an acknowledgment is held back.
-const HOLD_BACK: Duration = Duration::from_millis(5);
 /// Deliveries and completions handled before other tasks of the thread get their turn.
 const TURN: u32 = 256;
 
@@ -143,10 +142,8 @@ struct Session<S, F> {
     /// Handled, and not settled before a copy is stored: they keep their permits, and hold up nobody.
     settling: FuturesUnordered<Settling>,
     batch: Vec<Delivery>,
-    /// Acknowledgments handed to the settler since the last flush.
-    unflushed: usize,
-    flush_by: Pin<Box<Sleep>>,
-    flush_armed: bool,
+    /// Acknowledgments that the settler has not sent.
+    held_back: HeldBack,
     /// A fresh handler on its way, after a panic.
     replacement: Option<BoxFuture<'static, Result<Arc<dyn Dispatch>, BoxError>>>,
     /// It keeps us waiting, and health says so.
@@ -171,13 +168,11 @@ where
             window: Window::Narrow,
             told: Window::Narrow,
             admits: Admits::All,
-            probe_at: Box::pin(tokio::time::sleep(HOLD_BACK)),
+            probe_at: Box::pin(tokio::time::sleep(Duration::ZERO)),
             in_flight: FuturesUnordered::new(),
             settling: FuturesUnordered::new(),
             batch: Vec::new(),
-            unflushed: 0,
-            flush_by: Box::pin(tokio::time::sleep(HOLD_BACK)),
-            flush_armed: false,
+            held_back: HeldBack::new(),
             replacement: None,
             without_handler: false,
             generation: 0,
@@ -221,7 +216,10 @@ where
                 break;
             }
         }
-        self.poll_flush(cx);
+        let idle = self.held() == 0;
+        if self.held_back.poll_due(cx, idle).is_ready() {
+            self.flush();
+        }
         Poll::Pending
     }
 
@@ -308,7 +306,7 @@ where
         match self.waiting.next(self.in_flight.len(), self.settling.len(), self.concurrency)? {
             Next::Beside(delivery) => Some(delivery),
             Next::Alone(suspect) => {
-                if self.unflushed > 0 {
+                if !self.held_back.is_empty() {
                     self.flush();
                 }
                 let (incoming, consumer) = (suspect.incoming(), &self.setup.pipeline.scene.consumer);
@@ -328,11 +326,8 @@ where
         let present = generation == self.generation;
         if let Some(settling) = settling {
             self.settling.push(settling);
-        } else {
-            self.unflushed += 1;
-            if self.unflushed >= self.setup.max_in_flight.div_ceil(2) {
-                self.flush();
-            }
+        } else if self.held_back.add() >= self.setup.max_in_flight.div_ceil(2) {
+            self.flush();
         }
         let Some(Panicked { why, first }) = panicked else {
             self.fruitful |= present;
@@ -405,27 +400,9 @@ where
         }
     }
 
-    /// Sends acknowledgments that were held back: at once where nothing is in flight, else within [`HOLD_BACK`].
-    fn poll_flush(&mut self, cx: &mut Context<'_>) {
-        if self.unflushed == 0 {
-            return;
-        }
-        if self.held() == 0 {
-            return self.flush();
-        }
-        if !self.flush_armed {
-            self.flush_by.as_mut().reset(Instant::now() + HOLD_BACK);
-            self.flush_armed = true;
-        }
-        if self.flush_by.as_mut().poll(cx).is_ready() {
-            self.flush();
-        }
-    }
-
     fn flush(&mut self) {
         self.settler.flush();
-        self.unflushed = 0;
-        self.flush_armed = false;
+        self.held_back.go();
     }
 
     /// Takes no more, lets what is in flight finish, settles it.

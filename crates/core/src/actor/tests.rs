@@ -515,6 +515,24 @@ async fn any_tower_layer_works() {
     tree.drain().await.expect("drains");
 }
 
+/// It is no error that a layer could make nothing of: the message would be acknowledged, and its handler kept.
+#[tokio::test(start_paused = true)]
+async fn a_panic_goes_through_layers_as_a_panic() {
+    let broker = Scripted::new();
+    let swallow =
+        |inner: crate::Inner| tower::ServiceExt::then(inner, |_| async { Ok::<_, crate::BoxError>(()) });
+    let tree = start(&broker, consumer().layer(tower::layer::layer_fn(swallow))).await;
+    for order in ["fail", "panic"] {
+        broker.body(&format!("{order:?}"));
+    }
+    let told = settled(&broker.until(|told| settled(told).len() == 2).await);
+    let [Told::Acked(1), Told::Requeued(2, requeue)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(requeue.headers.text(known::ERROR), Ok(Some("told to panic")));
+    let stats = tree.child("c").expect("there").stats;
+    assert_eq!((stats.handled, stats.panics, stats.restarts), (1, 1, 1));
+    tree.drain().await.expect("drains");
+}
+
 #[test]
 fn durations_are_the_documented_ones() {
     assert_eq!(RestartIntensity::default(), RestartIntensity::new(10, Duration::from_secs(300)));
