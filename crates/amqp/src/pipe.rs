@@ -22,6 +22,7 @@ use lapin::types::ShortString;
 use lapin::{Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep};
+use tokio_util::sync::ReusableBoxFuture;
 
 use crate::connection::{Lane, Live};
 use crate::error::{Sort, Trouble, is_the_brokers, sort, text};
@@ -185,14 +186,12 @@ struct Run<'a> {
     ends: Option<Instant>,
 }
 
-type Sending = Pin<Box<dyn Future<Output = lapin::Result<Confirmation>> + Send>>;
-
 /// A place in the window. It stays taken until the broker has answered, even when its caller's deadline is past: what
 /// was written must not pile up behind a broker that has stopped reading.
 struct Place {
     signal: Arc<Signal>,
     waker: Waker,
-    sending: Option<Sending>,
+    sending: Sending,
     publish: u64,
     key: u64,
     exchange: ShortString,
@@ -254,7 +253,7 @@ impl<'a> Run<'a> {
     /// for: without it nobody knows of which message the broker spoke.
     fn end(&mut self, cx: &mut Context<'_>) -> Poll<Option<lapin::Error>> {
         let is_told = self.failed.as_ref().is_some_and(is_the_brokers);
-        if !is_told && self.places.iter().any(|place| place.sending.is_some()) {
+        if !is_told && self.places.iter().any(|place| place.sending.under_way) {
             let until = *self.ends.get_or_insert_with(|| Instant::now() + LAST_WORDS);
             self.timer.as_mut().reset(until);
             if self.timer.as_mut().poll(cx).is_pending() {
@@ -315,10 +314,10 @@ impl<'a> Run<'a> {
         let channel = Arc::clone(&self.channel);
         // the broker takes a reply to nowhere for unroutable, whether somebody waits for it or not
         let mandatory = !(exchange.as_str().is_empty() && routing_key.as_str().starts_with(DIRECT));
-        place.sending = Some(Box::pin(async move {
+        place.sending.start(async move {
             let options = BasicPublishOptions { mandatory, ..BasicPublishOptions::default() };
             channel.basic_publish(exchange, routing_key, options, &body, properties).await?.await
-        }));
+        });
         self.look(index);
     }
 
@@ -349,11 +348,9 @@ impl<'a> Run<'a> {
 
     fn look(&mut self, index: usize) {
         let place = &mut self.places[index];
-        let Some(sending) = &mut place.sending else { return };
-        let Poll::Ready(outcome) = sending.as_mut().poll(&mut Context::from_waker(&place.waker)) else {
+        let Poll::Ready(outcome) = place.sending.poll(&mut Context::from_waker(&place.waker)) else {
             return;
         };
-        place.sending = None;
         let (accepted, carried) = match outcome {
             Ok(Confirmation::Ack(carried)) => (true, carried),
             Ok(Confirmation::Nack(carried)) => (false, carried),
@@ -407,7 +404,7 @@ impl Place {
         Self {
             waker: Waker::from(Arc::clone(&signal)),
             signal,
-            sending: None,
+            sending: Sending::default(),
             publish: 0,
             key: 0,
             exchange: ShortString::default(),
@@ -439,6 +436,35 @@ impl Place {
         if let Some(done) = self.done.take() {
             // this fails where nobody waits any more
             let _ = done.send(answer);
+        }
+    }
+}
+
+/// A publish, in the memory of the one before it: the client's future takes 1.5 kB, which the allocator is slow to find.
+#[derive(Default)]
+struct Sending {
+    publish: Option<ReusableBoxFuture<'static, lapin::Result<Confirmation>>>,
+    under_way: bool,
+}
+
+impl Sending {
+    fn start(&mut self, publish: impl Future<Output = lapin::Result<Confirmation>> + Send + 'static) {
+        match &mut self.publish {
+            Some(done) => done.set(publish),
+            none => *none = Some(ReusableBoxFuture::new(publish)),
+        }
+        self.under_way = true;
+    }
+
+    /// Pending where there is none.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<lapin::Result<Confirmation>> {
+        match &mut self.publish {
+            Some(publish) if self.under_way => {
+                let polled = publish.poll(cx);
+                self.under_way = polled.is_pending();
+                polled
+            }
+            _ => Poll::Pending,
         }
     }
 }

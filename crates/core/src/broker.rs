@@ -133,8 +133,8 @@ pub trait Settler: Send + Sync {
         letter: &'a DeadLetter,
     ) -> BoxFuture<'a, Result<(), SettleError>>;
 
-    /// Sends what was held back. Returns at once. The consumer calls it when it has nothing in flight, when half of
-    /// `max_in_flight` is held back, and at the latest 5 ms after the first.
+    /// Sends what was held back. Returns at once. The consumer calls it when it has nothing in flight, but at most
+    /// once a millisecond for that; when half of `max_in_flight` is held back; and at the latest 5 ms after the first.
     fn flush(&self);
 
     /// Waits until everything that was settled before this call is with the broker. For a drain.
