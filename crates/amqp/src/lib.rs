@@ -52,6 +52,7 @@ mod replies;
 mod request;
 mod returns;
 mod runtime;
+mod sending;
 mod settle;
 mod sieve;
 mod subscription;

@@ -22,7 +22,6 @@ use lapin::types::ShortString;
 use lapin::{Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::ReusableBoxFuture;
 
 use crate::connection::{Lane, Live};
 use crate::error::{Sort, Trouble, is_the_brokers, sort, text};
@@ -30,6 +29,7 @@ use crate::headers::encoded_size;
 use crate::replies::{DIRECT, Listening, Replies};
 use crate::returns::{Returns, Verdict};
 use crate::runtime::within;
+use crate::sending::Sending;
 
 /// A message as it goes onto the wire.
 #[derive(Clone, Debug)]
@@ -253,7 +253,7 @@ impl<'a> Run<'a> {
     /// for: without it nobody knows of which message the broker spoke.
     fn end(&mut self, cx: &mut Context<'_>) -> Poll<Option<lapin::Error>> {
         let is_told = self.failed.as_ref().is_some_and(is_the_brokers);
-        if !is_told && self.places.iter().any(|place| place.sending.under_way) {
+        if !is_told && self.places.iter().any(|place| place.sending.is_under_way()) {
             let until = *self.ends.get_or_insert_with(|| Instant::now() + LAST_WORDS);
             self.timer.as_mut().reset(until);
             if self.timer.as_mut().poll(cx).is_pending() {
@@ -436,35 +436,6 @@ impl Place {
         if let Some(done) = self.done.take() {
             // this fails where nobody waits any more
             let _ = done.send(answer);
-        }
-    }
-}
-
-/// A publish, in the memory of the one before it: the client's future takes 1.5 kB, which the allocator is slow to find.
-#[derive(Default)]
-struct Sending {
-    publish: Option<ReusableBoxFuture<'static, lapin::Result<Confirmation>>>,
-    under_way: bool,
-}
-
-impl Sending {
-    fn start(&mut self, publish: impl Future<Output = lapin::Result<Confirmation>> + Send + 'static) {
-        match &mut self.publish {
-            Some(done) => done.set(publish),
-            none => *none = Some(ReusableBoxFuture::new(publish)),
-        }
-        self.under_way = true;
-    }
-
-    /// Pending where there is none.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<lapin::Result<Confirmation>> {
-        match &mut self.publish {
-            Some(publish) if self.under_way => {
-                let polled = publish.poll(cx);
-                self.under_way = polled.is_pending();
-                polled
-            }
-            _ => Poll::Pending,
         }
     }
 }
